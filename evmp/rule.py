@@ -1,0 +1,102 @@
+"""The rules of a job file that join several keys, and what this version cannot do yet.
+
+When a feature arrives, its keys lose `comes_with` in `evmp.job`, and AVAILABLE_MODEL_TYPES and the
+schemes here gain what it brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from evmp.setting import Clash, show, trait_of
+from evmp.uri import scheme
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+
+AVAILABLE_MODEL_TYPES = ("classifier",)
+
+
+def clashes(job: Job) -> Iterator[Clash]:
+    """Yield every rule that the job breaks."""
+    yield from _one_input_one_output(job)
+    yield from _columns(job)
+    yield from _sizes(job)
+    yield from _model(job)
+    yield from _cluster(job)
+    yield from _not_available(job)
+
+
+def _one_input_one_output(job: Job) -> Iterator[Clash]:
+    for way, table, file in (
+        ("input", job.input_table, job.input_oss_file),
+        ("output", job.output_table, job.output_oss_file),
+    ):
+        keys = (f"{way}_table", f"{way}_oss_file")
+        if table and file:
+            yield Clash(keys, f"set together with {keys[1]}, expected exactly one of them")
+        if not table and not file:
+            yield Clash(keys, f"required but missing, expected {keys[0]} or {keys[1]}")
+    if job.output_table and job.output_table == job.input_table:
+        yield Clash(("output_table", "input_table"), "the same as input_table, expected another")
+    if job.output_oss_file and job.output_oss_file == job.input_oss_file:
+        yield Clash(
+            ("output_oss_file", "input_oss_file"), "the same as input_oss_file, expected another"
+        )
+
+
+def _columns(job: Job) -> Iterator[Clash]:
+    for name in sorted({n for n in job.reserved_columns if job.reserved_columns.count(n) > 1}):
+        yield Clash(("reserved_columns",), f"{show(name)} is listed twice, expected each name once")
+    if job.result_column in job.reserved_columns:
+        message = (
+            f"{show(job.result_column)} is also in reserved_columns, expected a name of its own"
+        )
+        yield Clash(("result_column", "reserved_columns"), message)
+    if job.output_oss_file and job.result_column == "image":
+        message = 'got "image", which output_oss_file uses for the input, expected another name'
+        yield Clash(("result_column", "output_oss_file"), message)
+
+
+def _sizes(job: Job) -> Iterator[Clash]:
+    if job.queue_size < job.batch_size:
+        message = f"got {job.queue_size}, expected at least batch_size, which is {job.batch_size}"
+        yield Clash(("queue_size", "batch_size"), message)
+    if job.decode_keep_size >= job.decode_batch_size:
+        message = f"got {job.decode_keep_size}, expected less than decode_batch_size, which is "
+        yield Clash(("decode_keep_size", "decode_batch_size"), f"{message}{job.decode_batch_size}")
+
+
+def _model(job: Job) -> Iterator[Clash]:
+    for kind, key in (("feature_extractor", "feature_name"), ("self_define", "user_predictor_cls")):
+        value = getattr(job, key)
+        if job.model_type == kind and not value:
+            yield Clash((key, "model_type"), f"required with model_type {kind}, but missing")
+        if value and job.model_type != kind:
+            message = f"set with model_type {job.model_type}, expected only with {kind}"
+            yield Clash((key, "model_type"), message)
+
+
+def _cluster(job: Job) -> Iterator[Clash]:
+    if job.enableDynamicCluster and not job.useSparseClusterSchema:
+        message = (
+            "set without useSparseClusterSchema, expected useSparseClusterSchema: true as well"
+        )
+        yield Clash(("enableDynamicCluster", "useSparseClusterSchema"), message)
+
+
+def _not_available(job: Job) -> Iterator[Clash]:
+    for name, field in type(job).model_fields.items():
+        value = getattr(job, name)
+        feature = trait_of(field).comes_with
+        if feature and value != field.default:
+            message = f"not available in this version, comes with {feature}"
+            yield Clash((name,), message)
+    if job.model_type not in AVAILABLE_MODEL_TYPES:
+        message = f"{job.model_type} is not available in this version, expected "
+        yield Clash(("model_type",), message + " or ".join(AVAILABLE_MODEL_TYPES))
+    for name in ("model_path", "input_table", "input_oss_file", "output_table", "output_oss_file"):
+        if found := scheme(getattr(job, name)):
+            message = f"{found}:// is not available in this version, expected a local path"
+            yield Clash((name,), message)
