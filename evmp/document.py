@@ -69,7 +69,30 @@ def read_document(path: str | Path) -> Document:
             YAML, empty, anything but a mapping, or unfolds to more than MAX_VALUES values.
     """
     file = str(path)
-    return _parse(_read_text(file), file)
+    return _parse(read_text(file, MAX_FILE_BYTES), file)
+
+
+def read_text(path: str | Path, max_bytes: int) -> str:
+    """Read a whole UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        ConfigError: the file is missing, unreadable, too large or not UTF-8.
+    """
+    file = str(path)
+    try:
+        with open(file, "rb") as stream:
+            data = stream.read(max_bytes + 1)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError(Problem(f"cannot be read: {reason}", file=file)) from error
+    if len(data) > max_bytes:
+        raise ConfigError(Problem(f"larger than {max_bytes} bytes", file=file))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        message = f"not UTF-8: byte 0x{data[error.start]:02x}; save the file as UTF-8"
+        raise ConfigError(Problem(message, file=file, line=line)) from error
 
 
 def parse_value(text: str) -> Any:
@@ -80,23 +103,6 @@ def parse_value(text: str) -> Any:
     """
     node = _compose(text, "")
     return None if node is None else _Walk("").value(node, ())
-
-
-def _read_text(file: str) -> str:
-    try:
-        with open(file, "rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(Problem(f"cannot be read: {reason}", file=file)) from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigError(Problem(f"larger than {MAX_FILE_BYTES} bytes", file=file))
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        message = f"not UTF-8: byte 0x{data[error.start]:02x}; save the file as UTF-8"
-        raise ConfigError(Problem(message, file=file, line=line)) from error
 
 
 def _parse(text: str, file: str) -> Document:

@@ -42,6 +42,7 @@ class Clash:
     """A rule that joins several keys and is broken; reported at the first of them."""
 
     keys: tuple[str, ...]
+    """Paths such as `queue_size` or `input.resize_size`."""
     message: str
 
 
@@ -107,7 +108,11 @@ def raise_clashes(clashes: Iterable[Clash], info: ValidationInfo) -> None:
     To be called from a model's `after` validator.
     """
     wrong = (info.context or {}).get("wrong", frozenset())
-    problems = [Problem(c.message, c.keys[0]) for c in clashes if wrong.isdisjoint(c.keys)]
+    problems = [
+        Problem(clash.message, clash.keys[0])
+        for clash in clashes
+        if wrong.isdisjoint(path.split(".")[0] for path in clash.keys)
+    ]
     if problems:
         raise ConfigError(*problems)
 
@@ -166,7 +171,10 @@ def _file_order(problem: Problem) -> tuple[bool, bool, int]:
 
 
 def _locate(error: ConfigError, document: Document) -> list[Problem]:
-    return [document.problem((problem.path,), problem.message) for problem in error.problems]
+    return [
+        document.problem(tuple(problem.path.split(".")), problem.message)
+        for problem in error.problems
+    ]
 
 
 def _clashes_of_the_rest(
