@@ -1,0 +1,168 @@
+"""The C kernels. Buffers are C-contiguous; the GIL is released while a kernel runs."""
+
+from typing import Final, Literal, final
+
+from typing_extensions import Buffer
+
+class Base64Error(ValueError):
+    """Text that is not strict Base64; `position` is the index of the fault in it."""
+
+    position: int
+
+def base64_decode(
+    src: str | Buffer, dst: Buffer, *, url: bool = False, whitespace: bool = False
+) -> int:
+    """Decode Base64 text into a writable buffer, which it must not overlap.
+
+    Args:
+        src: text as an encoder writes it (RFC 4648): padded, in one piece.
+        dst: at least as long as the decoded bytes; nothing is written behind them.
+        url: expect `-` and `_` in the place of `+` and `/`.
+        whitespace: skip space, tab, LF, FF and CR anywhere.
+
+    Returns: the bytes written.
+
+    Raises:
+        Base64Error: the text is anything else; `dst` then holds whatever it holds.
+        ValueError: `dst` is too small.
+    """
+
+def resize(
+    src: Buffer,
+    src_height: int,
+    src_width: int,
+    dst: Buffer,
+    dst_height: int,
+    dst_width: int,
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    into: tuple[int, int, int, int] | None = None,
+    fill: tuple[int, int, int] = (0, 0, 0),
+    filter: Literal["bilinear", "bicubic"] = "bilinear",
+    swap: bool = False,
+) -> None:
+    """Resize a box of an image, antialiased, into a rectangle of another, and fill its rest.
+
+    Args:
+        src: (src_height, src_width, 3) uint8 RGB.
+        dst: (dst_height, dst_width, 3) uint8, writable; all of it is written.
+        box: (left, top, right, bottom) in source pixels, fractions allowed; None: all of it. As
+            with Pillow, pixels outside the box weigh in where the filter reaches over its edge.
+        into: (left, top, width, height) in pixels of `dst`; None: all of it.
+        fill: red, green, blue of what is not in `into`.
+        filter: "bilinear" as Pillow's BILINEAR, "bicubic" as its BICUBIC (a = -0.5).
+        swap: write blue, green, red.
+
+    Raises:
+        ValueError: a size, the box or the rectangle does not fit.
+    """
+
+def normalize(
+    src: Buffer,
+    dst: Buffer,
+    height: int,
+    width: int,
+    *,
+    scale: tuple[float, float, float],
+    bias: tuple[float, float, float],
+) -> None:
+    """Write `src * scale + bias`, per channel, as a network takes it.
+
+    Args:
+        src: (N, height, width, 3) uint8.
+        dst: (N, 3, height, width) float32, writable.
+        scale: 1 / (255 * std) of each channel.
+        bias: -mean / std of each channel.
+
+    Raises:
+        ValueError: a size does not fit.
+    """
+
+def simd_levels() -> tuple[str, ...]:
+    """Return the instruction sets that this CPU has kernels for, from slow to fast."""
+
+def simd_level() -> str:
+    """Return the one in use, at first the fastest."""
+
+def set_simd_level(name: str) -> None:
+    """Use another one, for tests and benchmarks. The results are the same bytes."""
+
+def die_with_parent() -> None:
+    """Ask the kernel to SIGKILL this process when its parent thread dies."""
+
+def set_process_name(name: str, /) -> None:
+    """Set what `ps -o comm` and `top` show; the first 15 bytes count."""
+
+def set_fault(reciprocal: int, seed: int, /) -> None:
+    """Test hook: die between two steps of the ring's protocol, with a chance of 1 in this."""
+
+TIMEOUT: Final[int]
+DRAINED: Final[int]
+STOPPED: Final[int]
+
+@final
+class Ring:
+    """One hop of the pipeline in shared memory; the protocol is told in csrc/ring.h."""
+
+    n_slots: Final[int]
+    n_rows: Final[int]
+    row_bytes: Final[int]
+    headers: Final[int]
+    payload: Final[int]
+
+    @property
+    def cursor(self) -> int:
+        """The lowest unreleased batch."""
+
+    @property
+    def backlog(self) -> int:
+        """Complete or claimed batches, approximately."""
+
+    @property
+    def end(self) -> int | None:
+        """Rows in all, or None until closed."""
+
+    def __new__(cls, memory: Buffer, /) -> Ring: ...
+    @staticmethod
+    def measure(n_slots: int, n_rows: int, row_bytes: int, /) -> int:
+        """Return the bytes of memory that such a ring takes."""
+
+    @staticmethod
+    def format(memory: Buffer, n_slots: int, n_rows: int, row_bytes: int, /) -> None:
+        """Lay out an empty ring in zeroed, page-aligned memory."""
+
+    def is_open(self, n: int, /) -> bool:
+        """Return whether the place of row n is free for it."""
+
+    def is_done(self, n: int, /) -> bool:
+        """Return whether row n is committed, or already released."""
+
+    def wait_open(self, n: int, timeout: float, /) -> int:
+        """Wait up to `timeout` seconds for is_open(n). Returns 0, TIMEOUT or STOPPED."""
+
+    def commit(self, n: int, /) -> None:
+        """Publish row n, whose header and payload are written. Idempotent."""
+
+    def claim(self, seat: int, ordered: bool, timeout: float, /) -> int:
+        """Take the oldest complete batch, with `ordered` only the oldest of all.
+
+        Returns: its sequence number, or TIMEOUT, DRAINED or STOPPED, which are negative.
+        """
+
+    def release(self, seq: int, seat: int, /) -> None:
+        """Give the slot of batch `seq`, held by `seat`, to the next lap."""
+
+    def reopen(self, seq: int, seat: int, attempt: int, /) -> None:
+        """Hand batch `seq` of the dead `seat` to the next claimer; for the supervisor."""
+
+    def peek(self, seq: int, /) -> tuple[int, int, int, bool]:
+        """Return (seq, seat, attempt, is_claimed) of the slot that batch `seq` lives in."""
+
+    def close(self, end: int, /) -> None:
+        """Say that there are `end` rows, a multiple of n_rows."""
+
+    def stop(self) -> None:
+        """Make every waiting call return STOPPED, now and later."""
+
+    def wake(self) -> None:
+        """Wake every sleeper, after a recovery."""
