@@ -11,22 +11,13 @@ error that says so. Relative local paths are taken from the current directory, a
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from typing_extensions import Self
 
 from evmp.document import Document, parse_value, read_document
@@ -41,88 +32,31 @@ from evmp.setting import (
     nearest,
     raise_clashes,
     schema_of,
-    show,
     trait_of,
 )
-from evmp.uri import Arn, Bucket, Uri, mask
+from evmp.value import (
+    Arn,
+    Buckets,
+    ClassPath,
+    DecodeType,
+    ModelType,
+    Name,
+    Names,
+    Processes,
+    Uri,
+    mask,
+)
 
-ModelType = Literal[
-    "feature_extractor",
-    "classifier",
-    "multilabel_classifier",
-    "detector",
-    "text_detector",
-    "text_recognizer",
-    "text_detection_recognition",
-    "text_spotter",
-    "segmentor",
-    "self_define",
-]
-MODEL, INPUT, OUTPUT, SPEED = "Model", "Input", "Output", "Workers and speed"
-FAILURE, CUSTOM, VIDEO, CLOUD = "Failures", "Custom code", "Video", "Cloud"
-
-_CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-
-
-def _names(value: object) -> object:
-    """Split `a, b` at its commas; lists pass."""
-    if value == "":
-        return ()
-    if not isinstance(value, str):
-        return value
-    names = tuple(part.strip() for part in value.split(","))
-    if "" in names:
-        raise ValueError(f"got {show(value)}, expected names separated by single commas")
-    return names
-
-
-def _class_path(value: str) -> str:
-    if value and not _CLASS_PATH.fullmatch(value):
-        raise ValueError(f"got {show(value)}, expected a module and a class such as module.Class")
-    return value
-
-
-def _processes(value: object) -> object:
-    """Read the JSON text of the specification, one object or a list of them; YAML passes."""
-    if value == "":
-        return ()
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            message = f"not JSON at character {error.pos + 1}: {error.msg.lower()}"
-            raise ValueError(f"{message}; expected one object or a list of them") from error
-    return (value,) if isinstance(value, dict) else value
-
-
-def _digit(value: object) -> object:
-    return int(value) if isinstance(value, str) and value in "1234" and value else value
-
-
-class ProcessConfig(BaseModel):
-    """One custom process between decoding and prediction; its other fields go to the class."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
-
-    user_process_cls: Annotated[str, AfterValidator(_class_path)] = key(
-        CUSTOM, ..., "the module path of the process class", example="module.Class"
-    )
-    job_name: str = key(CUSTOM, "", "the name of the process in messages")
-    num_threads: Integer = key(CUSTOM, 1, "copies that run at once", ge=1, le=1024)
-    batch_size: Integer = key(CUSTOM, 1, "samples a call gets", unit="rows", ge=1, le=65536)
-
-
-ClassPath = Annotated[str, AfterValidator(_class_path)]
-Name = Annotated[str, Field(min_length=1)]
-Names = Annotated[tuple[Name, ...], BeforeValidator(_names, json_schema_input_type=str | list[str])]
-Buckets = Annotated[
-    tuple[Bucket, ...],
-    BeforeValidator(_names, json_schema_input_type=str | list[str]),
-]
-Processes = Annotated[
-    tuple[ProcessConfig, ...],
-    BeforeValidator(_processes, json_schema_input_type=str | ProcessConfig | list[ProcessConfig]),
-]
+# The group is a heading of the reference. `result` marks the keys that results depend on, `own` those
+# that the specification does not have.
+_model = partial(key, "Model")
+_input = partial(key, "Input")
+_output = partial(key, "Output")
+_speed = partial(key, "Workers and speed")
+_failure = partial(key, "Failures")
+_custom = partial(key, "Custom code", result=True, comes_with="custom code")
+_video = partial(key, "Video", result=True, comes_with="video")
+_cloud = partial(key, "Cloud")
 
 
 class Job(BaseModel):
@@ -130,264 +64,172 @@ class Job(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    model_path: Uri = key(
-        MODEL,
+    model_path: Uri = _model(
         ...,
-        "the model package: a directory with a `model.yaml` or a lone `*.pt`, or a `.pt` file",
+        "the model package: a directory with a `model.yaml` or a single `*.pt`, or a `.pt` file",
         example="out/demo/model",
         min_length=1,
     )
-    model_type: ModelType = key(
-        MODEL, ..., "what the model does", example="classifier", result=True
-    )
-    feature_name: str = key(
-        MODEL,
+    model_type: ModelType = _model(..., "what the model does", example="classifier", result=True)
+    feature_name: str = _model(
         "",
-        "the output to take as the feature; required with `feature_extractor`",
+        "the output that is the feature; required with `model_type: feature_extractor`",
         result=True,
         comes_with="model_type feature_extractor",
     )
-    top_k: Integer = key(
-        MODEL, 0, "how many of the best classes `class_probs` keeps; 0 keeps all", result=True, ge=0
+    top_k: Integer = _model(
+        0,
+        "how many of the best classes `class_probs` keeps; 0 keeps all",
+        own=True,
+        result=True,
+        ge=0,
     )
-    multilabel_threshold: Number = key(
-        MODEL,
+    multilabel_threshold: Number = _model(
         0.5,
         "the probability from which on a label counts as present",
+        own=True,
         result=True,
         comes_with="model_type multilabel_classifier",
         ge=0,
         le=1,
     )
-    segmentation_output: Literal["both", "preds", "probs", "png"] = key(
-        MODEL,
-        "both",
-        "what a segmentation result holds",
-        result=True,
-        comes_with="model_type segmentor",
+    segmentation_output: Literal["both", "preds", "probs", "png"] = _model(
+        "both", "what a result holds", own=True, result=True, comes_with="model_type segmentor"
     )
-    device: Literal["auto", "cpu", "cuda"] = key(
-        MODEL, "auto", "where the model runs; `auto` is the GPU if there is one"
+    device: Literal["auto", "cpu", "cuda"] = _model(
+        "auto", "where the model runs; `auto` is the GPU where there is one", own=True
     )
 
-    input_table: Uri = key(
-        INPUT, "", "the table to read: a Parquet file, or a directory of them with Hive partitions"
+    input_table: Uri = _input(
+        "", "the table to read: a Parquet file, or a directory of them with Hive partitions"
     )
-    input_oss_file: Uri = key(INPUT, "", "the list to read: on each line a path or a JSON object")
-    image_col: Name = key(
-        INPUT, "image", "the column of `input_table` that holds the image", result=True
+    input_oss_file: Uri = _input("", "the list to read: a path or a JSON object on each line")
+    image_col: Name = _input("image", "the column of `input_table` with the image", result=True)
+    image_type: Literal["base64", "url"] = _input(
+        "base64", "what that column holds: Base64 text, or a path or URL", result=True
     )
-    image_type: Literal["base64", "url"] = key(
-        INPUT, "base64", "what that column holds: Base64 text, or a path or URL", result=True
-    )
-    base64_whitespace: Truth = key(
-        INPUT,
+    base64_whitespace: Truth = _input(
         False,
-        "skip line breaks and blanks within Base64 instead of failing the row",
+        "skip line breaks and blanks in Base64 instead of failing the row",
+        own=True,
         result=True,
     )
-    base64_url_alphabet: Truth = key(
-        INPUT, False, "read Base64 in the URL alphabet (`-` and `_` for `+` and `/`)", result=True
+    base64_url_alphabet: Truth = _input(
+        False, "Base64 is in the URL alphabet, `-` and `_` for `+` and `/`", own=True, result=True
     )
-    max_image_pixels: Integer = key(
-        INPUT, 178_956_970, "a larger image is a failed row", unit="pixels", result=True, ge=1
+    max_image_pixels: Integer = _input(
+        178_956_970, "a larger image is a failed row", unit="pixels", own=True, result=True, ge=1
     )
-    max_row_bytes: Integer = key(
-        INPUT,
+    max_row_bytes: Integer = _input(
         64 << 20,
         "a larger cell or image file is a failed row",
         unit="bytes",
+        own=True,
         result=True,
         ge=1024,
-        le=2**31 - 1,
+        le=(1 << 31) - 1,
     )
-    fast_decode: Truth = key(
-        INPUT, False, "decode JPEG with faster, slightly less exact arithmetic", result=True
+    fast_decode: Truth = _input(
+        False, "decode JPEG by faster, slightly less exact arithmetic", own=True, result=True
     )
-    allow_local_paths: Truth = key(
-        INPUT, False, "let an input that is not a local file itself name local files", result=True
-    )
-
-    output_table: Uri = key(
-        OUTPUT, "", "the table to write, in the forms of `input_table`; created if missing"
-    )
-    output_oss_file: Uri = key(
-        OUTPUT, "", "the file to write; `.jsonl`, `.parquet`, else lines of `<input>, <JSON>`"
-    )
-    output_dir: Uri = key(
-        OUTPUT,
-        "",
-        "the folder for images and videos that a predictor returns",
-        comes_with="custom predictors",
-    )
-    reserved_columns: Names = key(OUTPUT, (), "input columns to carry into the output", result=True)
-    result_column: Name = key(
-        OUTPUT, "prediction_result", "the output column that holds the result", result=True
-    )
-    lifecycle: Integer = key(
-        OUTPUT,
-        10,
-        "how long MaxCompute keeps the output table; without effect elsewhere",
-        unit="days",
-        ge=1,
-    )
-    keep_staging: Truth = key(
-        OUTPUT, False, "keep the staging folder beside the output when the job is done"
+    allow_local_paths: Truth = _input(
+        False,
+        "let an input that is not itself a local file name local files",
+        own=True,
+        result=True,
     )
 
-    num_worker: Integer = key(
-        SPEED, 2, "workers, each a reader, decoders, predictors and a writer", ge=1, le=100_000
+    output_table: Uri = _output(
+        "", "the table to write, in the forms of `input_table`; created if missing"
     )
-    cpuRequired: Integer = key(
-        SPEED, 1600, "CPUs for each worker, 100 for one", unit="1/100 CPU", ge=1
+    output_oss_file: Uri = _output(
+        "", "the file to write: `.jsonl`, `.parquet`, or lines of `<input>, <JSON>`"
     )
-    gpuRequired: Integer = key(
-        SPEED,
-        100,
-        "GPUs for each worker, 100 for one; 0 runs on the CPU",
-        unit="1/100 GPU",
-        ge=0,
-        le=10_000,
+    output_dir: Uri = _output(
+        "", "the folder for images and videos a predictor returns", comes_with="custom code"
     )
-    batch_size: Integer = key(
-        SPEED, 1, "images the model gets at once", unit="rows", ge=1, le=65536
+    reserved_columns: Names = _output((), "input columns to keep in the output", result=True)
+    result_column: Name = _output(
+        "prediction_result", "the output column with the result", result=True
     )
-    queue_size: Integer = key(
-        SPEED,
-        1024,
-        "rows in flight in a worker, at least `batch_size`",
-        unit="rows",
-        ge=1,
-        le=1 << 20,
+    lifecycle: Integer = _output(
+        10, "how long MaxCompute keeps the table; no effect on files", unit="days", ge=1
     )
-    preprocess_thread_num: Integer = key(
-        SPEED, 4, "decoder processes of each worker", ge=1, le=1024
+    keep_staging: Truth = _output(False, "keep the staging folder when the job is done", own=True)
+
+    num_worker: Integer = _speed(
+        2, "workers, each with a reader, decoders, predictors and a writer", ge=1, le=100_000
     )
-    predict_thread_num: Integer = key(
-        SPEED, 2, "predictor processes of each worker on the CPU", ge=1, le=1024
+    cpuRequired: Integer = _speed(1600, "CPUs of a worker; 100 is one", unit="1/100 CPU", ge=1)
+    gpuRequired: Integer = _speed(
+        100, "GPUs of a worker; 100 is one, 0 runs on CPUs", unit="1/100 GPU", ge=0, le=10_000
     )
-    torch_threads: Integer = key(
-        SPEED, 0, "threads within each CPU predictor; 0 shares the worker's CPUs out", ge=0, le=1024
+    batch_size: Integer = _speed(1, "images the model gets at once", unit="rows", ge=1, le=65536)
+    queue_size: Integer = _speed(
+        1024, "rows in flight in a worker, at least `batch_size`", unit="rows", ge=1, le=1 << 20
     )
-    block_rows: Integer = key(
-        SPEED, 0, "rows committed at once; 0 picks a size by the input", unit="rows", ge=0
+    preprocess_thread_num: Integer = _speed(4, "decoder processes of a worker", ge=1, le=1024)
+    predict_thread_num: Integer = _speed(
+        2, "predictor processes of a worker on CPUs, batches in flight on a GPU", ge=1, le=1024
     )
-    memory_limit_bytes: Integer = key(
-        SPEED,
+    torch_threads: Integer = _speed(
+        0, "threads of a predictor on CPUs; 0 shares out the worker's CPUs", own=True, ge=0, le=1024
+    )
+    block_rows: Integer = _speed(
+        0, "rows committed at once; 0 chooses by the input", own=True, unit="rows", ge=0
+    )
+    memory_limit_bytes: Integer = _speed(
         0,
-        "what the whole job may use; 0 is the limit of the machine or its cgroup",
+        "memory of the whole job; 0 is the machine's or its cgroup's",
+        own=True,
         unit="bytes",
         ge=0,
     )
-    enableDynamicCluster: Truth = key(
-        SPEED,
+    enableDynamicCluster: Truth = _speed(
         False,
-        "let any worker take any open block, and others take over a dead one's",
+        "let workers take over each other's blocks; needs `useSparseClusterSchema`",
         comes_with="clusters",
     )
-    useSparseClusterSchema: Truth = key(
-        SPEED,
-        False,
-        "workers need not know each other; required with `enableDynamicCluster`",
-        comes_with="clusters",
+    useSparseClusterSchema: Truth = _speed(
+        False, "let workers start late and be fewer than `num_worker`", comes_with="clusters"
     )
 
-    max_error_fraction: Number = key(
-        FAILURE, 0.5, "the job fails when a larger part of its rows failed", ge=0, le=1
+    max_error_fraction: Number = _failure(
+        0.5, "the job fails when a larger part of its rows has failed", own=True, ge=0, le=1
     )
-    stall_timeout_seconds: Number = key(
-        FAILURE,
-        300.0,
-        "a stage without progress for this long counts as hung",
-        unit="seconds",
-        gt=0,
+    stall_timeout_seconds: Number = _failure(
+        300.0, "a stage without progress for so long counts as hung", own=True, unit="seconds", gt=0
     )
 
-    user_resource: Uri = key(
-        CUSTOM,
-        "",
-        "an archive (tar.gz, zip) or Python file with your own code",
-        result=True,
-        comes_with="custom predictors",
+    user_resource: Uri = _custom("", "an archive (tar.gz, zip) or Python file with your code")
+    user_predictor_cls: ClassPath = _custom(
+        "", "the class to run with `model_type: self_define`, as `module.Class`"
     )
-    user_predictor_cls: ClassPath = key(
-        CUSTOM,
-        "",
-        "the class to run with `self_define`, as `module.Class`",
-        result=True,
-        comes_with="custom predictors",
-    )
-    user_process_config: Processes = key(
-        CUSTOM,
-        (),
-        "processes between decoding and prediction: one object or a list of them",
-        result=True,
-        comes_with="custom processes",
+    user_process_config: Processes = _custom(
+        (), "processes between decoding and prediction: an object or a list of them"
     )
 
-    is_input_video: Truth = key(
-        VIDEO, False, "the input rows are videos", result=True, comes_with="video"
+    is_input_video: Truth = _video(False, "the input rows are videos")
+    use_image_predictor: Truth = _video(True, "predict single frames; false predicts clips")
+    decode_type: DecodeType = _video(
+        4, "frames to decode: 1 intra only, 2 keyframes, 3 without B frames, 4 all"
     )
-    use_image_predictor: Truth = key(
-        VIDEO,
-        True,
-        "predict single frames; false hands clips to the predictor",
-        result=True,
-        comes_with="video",
+    sample_fps: Number = _video(
+        5.0, "frames to keep; 0 or less keeps every decoded one", unit="1/second"
     )
-    decode_type: Annotated[Literal[1, 2, 3, 4], BeforeValidator(_digit)] = key(
-        VIDEO,
-        4,
-        "frames to decode: 1 intra only, 2 keyframes, 3 without B frames, 4 all",
-        result=True,
-        comes_with="video",
+    reshape_size: Integer = _video(
+        -1, "the shorter side of a frame; -1 keeps the size", unit="pixels", ge=-1, le=65536
     )
-    sample_fps: Number = key(
-        VIDEO,
-        5.0,
-        "frames to keep; 0 or less keeps every decoded frame",
-        unit="1/second",
-        result=True,
-        comes_with="video",
-    )
-    reshape_size: Integer = key(
-        VIDEO,
-        -1,
-        "the shorter side of a frame; -1 is the original size",
-        unit="pixels",
-        result=True,
-        comes_with="video",
-        ge=-1,
-        le=65536,
-    )
-    decode_batch_size: Integer = key(
-        VIDEO,
-        10,
-        "frames of one clip",
-        unit="frames",
-        result=True,
-        comes_with="video",
-        ge=1,
-        le=65536,
-    )
-    decode_keep_size: Integer = key(
-        VIDEO,
-        0,
-        "frames at a clip's start repeated from the clip before",
-        unit="frames",
-        result=True,
-        comes_with="video",
-        ge=0,
-        le=65536,
+    decode_batch_size: Integer = _video(10, "frames of a clip", unit="frames", ge=1, le=65536)
+    decode_keep_size: Integer = _video(
+        0, "frames that a clip repeats from the one before", unit="frames", ge=0, le=65536
     )
 
-    buckets: Buckets = key(
-        CLOUD, (), "the OSS buckets in use, each `oss://<bucket>.<oss_host>/<path>/`"
-    )
-    arn: Arn = key(CLOUD, "", "the RAM role, `acs:ram::<account>:role/<name>`")
-    ossHost: str = key(CLOUD, "", "the OSS endpoint of short `oss://<bucket>/<path>` paths")
+    buckets: Buckets = _cloud((), "the OSS buckets, each `oss://<bucket>.<oss_host>/<path>/`")
+    arn: Arn = _cloud("", "the RAM role, `acs:ram::<account>:role/<name>`")
+    ossHost: str = _cloud("", "the OSS host of short `oss://<bucket>/<path>` paths")
 
-    @model_validator(mode="after")
+    @model_validator(mode="after", own=True)
     def _consistent(self, info: ValidationInfo) -> Self:
         raise_clashes(clashes(self), info)
         return self
@@ -421,11 +263,7 @@ def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:
 
 def job_schema() -> dict[str, Any]:
     """Return the JSON schema of the job file."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **schema_of(Job),
-        "title": "evmp job file",
-    }
+    return {**schema_of(Job), "title": "evmp job file"}
 
 
 def _override(document: Document, overrides: Sequence[str]) -> Document:

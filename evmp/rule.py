@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from evmp.setting import Clash, show, trait_of
-from evmp.uri import scheme
+from evmp.value import scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job

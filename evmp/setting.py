@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -31,6 +31,8 @@ class Trait:
     unit: str = ""
     changes_result: bool = False
     """True: part of a job's fingerprint, a resumed job must not differ in it. False: speed only."""
+    own: bool = False
+    """False: the specification has the key, and its name, type and default are a contract."""
     comes_with: str = ""
     """The feature that will make the key work; empty where it works now."""
     example: Any = None
@@ -53,6 +55,7 @@ def key(
     *,
     unit: str = "",
     result: bool = False,
+    own: bool = False,
     comes_with: str = "",
     example: Any = None,
     **limits: Any,
@@ -61,10 +64,10 @@ def key(
 
     Args:
         text: one line without a full stop, for the reference table and the JSON schema.
-        result: whether results depend on it; see Trait.changes_result.
+        result, own: see Trait.
         limits: pydantic's `ge`, `gt`, `le`, `lt`, `min_length`, `max_length`.
     """
-    trait = Trait(group, unit, result, comes_with, example)
+    trait = Trait(group, unit, result, own, comes_with, example)
     extra: Any = {"trait": asdict(trait)}
     return Field(default, description=text, json_schema_extra=extra, **limits)
 
@@ -78,10 +81,14 @@ def trait_of(field: FieldInfo) -> Trait:
 
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
     """Return the JSON schema of the file that `model` describes, for editors."""
-    schema = model.model_json_schema()
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **model.model_json_schema(),
+    }
     for part in (schema, *schema.get("$defs", {}).values()):
         for node in part.get("properties", {}).values():
             node.pop("trait", None)
+            node.pop("title", None)
     return schema
 
 
@@ -135,7 +142,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f", did you mean {by_lower[found[0]]}?" if found else ""
 
 
-def _number(convert: Any) -> BeforeValidator:
+def from_text(convert: Callable[[str], object]) -> BeforeValidator:
+    """Let a number be written as text, as a shell hands it over."""
+
     def parse(value: object) -> object:
         if not isinstance(value, str):
             return value
@@ -155,8 +164,8 @@ def _truth(value: object) -> object:
     )
 
 
-Integer = Annotated[int, _number(int), Field(strict=True)]
-Number = Annotated[float, _number(float), Field(strict=True, allow_inf_nan=False)]
+Integer = Annotated[int, from_text(int), Field(strict=True)]
+Number = Annotated[float, from_text(float), Field(strict=True, allow_inf_nan=False)]
 Truth = Annotated[bool, BeforeValidator(_truth), Field(strict=True)]
 
 
@@ -197,6 +206,8 @@ def _translate(error: ValidationError, model: type[BaseModel], document: Documen
     found: dict[KeyPath, Problem] = {}
     for item in error.errors(include_url=False):
         path, node = _walk_schema(schema, item["loc"])
+        if item["type"] == "missing" and isinstance(path[-1], int):
+            path, node = _walk_schema(schema, path[:-1])
         found.setdefault(path, document.problem(path, _message(item, path, node, schema)))
     return list(found.values())
 
@@ -208,7 +219,7 @@ def _message(
         case "extra_forbidden":
             _, parent = _walk_schema(schema, path[:-1])
             return "unknown key" + nearest(str(path[-1]), parent.get("properties", {}))
-        case "missing":
+        case "missing" if "description" in node:
             return f"required but missing, expected {node.get('description') or expected(node)}"
         case "value_error":
             return str(item["ctx"]["error"])

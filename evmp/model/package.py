@@ -33,9 +33,19 @@ from typing_extensions import Self
 
 from evmp.document import Document, read_document, read_text
 from evmp.errors import ConfigError, ModelError, Problem
-from evmp.job import ModelType
 from evmp.rule import AVAILABLE_MODEL_TYPES
-from evmp.setting import Clash, Integer, Number, build, key, raise_clashes, schema_of, show
+from evmp.setting import (
+    Clash,
+    Integer,
+    Number,
+    build,
+    from_text,
+    key,
+    raise_clashes,
+    schema_of,
+    show,
+)
+from evmp.value import ModelType
 
 MODEL_FILE = "model.yaml"
 WEIGHTS_SUFFIX = ".pt"
@@ -71,9 +81,9 @@ def _inside(value: str) -> str:
 
 Fraction = Annotated[float, BeforeValidator(_fraction), Field(strict=True, allow_inf_nan=False)]
 Triple = Annotated[tuple[Number, Number, Number], BeforeValidator(_triple)]
-Divisor = Annotated[Number, Field(gt=0)]
+Divisor = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0), from_text(float)]
 Divisors = Annotated[tuple[Divisor, Divisor, Divisor], BeforeValidator(_triple)]
-Level = Annotated[Integer, Field(ge=0, le=255)]
+Level = Annotated[int, Field(strict=True, ge=0, le=255), from_text(int)]
 Color = Annotated[tuple[Level, Level, Level], BeforeValidator(_triple)]
 InnerFile = Annotated[str, AfterValidator(_inside)]
 Label = Annotated[str, Field(min_length=1)]
