@@ -47,8 +47,8 @@ from evmp.value import (
     mask,
 )
 
-# The group is a heading of the reference. `result` marks the keys that results depend on, `own` those
-# that the specification does not have.
+# The group is a heading of the reference. `result` marks the keys that results depend on, `own`
+# those that the specification does not have.
 _model = partial(key, "Model")
 _input = partial(key, "Input")
 _output = partial(key, "Output")
@@ -227,9 +227,9 @@ class Job(BaseModel):
 
     buckets: Buckets = _cloud((), "the OSS buckets, each `oss://<bucket>.<oss_host>/<path>/`")
     arn: Arn = _cloud("", "the RAM role, `acs:ram::<account>:role/<name>`")
-    ossHost: str = _cloud("", "the OSS host of short `oss://<bucket>/<path>` paths")
+    ossHost: str = _cloud("", "the OSS host of short `oss://<bucket>/<path>` paths", own=True)
 
-    @model_validator(mode="after", own=True)
+    @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Self:
         raise_clashes(clashes(self), info)
         return self
