@@ -1,8 +1,12 @@
 """The C kernels. Buffers are C-contiguous; the GIL is released while a kernel runs."""
 
-from typing import Final, Literal, final
+from typing import Any, Final, Literal, TypeAlias, final
 
+from numpy.typing import NDArray
 from typing_extensions import Buffer
+
+# Before Python 3.12 numpy does not tell the type checker that its arrays are buffers.
+_AnyBuffer: TypeAlias = Buffer | NDArray[Any]
 
 class Base64Error(ValueError):
     """Text that is not strict Base64; `position` is the index of the fault in it."""
@@ -10,7 +14,7 @@ class Base64Error(ValueError):
     position: int
 
 def base64_decode(
-    src: str | Buffer, dst: Buffer, *, url: bool = False, whitespace: bool = False
+    src: str | _AnyBuffer, dst: _AnyBuffer, *, url: bool = False, whitespace: bool = False
 ) -> int:
     """Decode Base64 text into a writable buffer, which it must not overlap.
 
@@ -28,10 +32,10 @@ def base64_decode(
     """
 
 def resize(
-    src: Buffer,
+    src: _AnyBuffer,
     src_height: int,
     src_width: int,
-    dst: Buffer,
+    dst: _AnyBuffer,
     dst_height: int,
     dst_width: int,
     *,
@@ -58,8 +62,8 @@ def resize(
     """
 
 def normalize(
-    src: Buffer,
-    dst: Buffer,
+    src: _AnyBuffer,
+    dst: _AnyBuffer,
     height: int,
     width: int,
     *,
@@ -122,13 +126,13 @@ class Ring:
     def end(self) -> int | None:
         """Rows in all, or None until closed."""
 
-    def __new__(cls, memory: Buffer, /) -> Ring: ...
+    def __new__(cls, memory: _AnyBuffer, /) -> Ring: ...
     @staticmethod
     def measure(n_slots: int, n_rows: int, row_bytes: int, /) -> int:
         """Return the bytes of memory that such a ring takes."""
 
     @staticmethod
-    def format(memory: Buffer, n_slots: int, n_rows: int, row_bytes: int, /) -> None:
+    def format(memory: _AnyBuffer, n_slots: int, n_rows: int, row_bytes: int, /) -> None:
         """Lay out an empty ring in zeroed, page-aligned memory."""
 
     def is_open(self, n: int, /) -> bool:
