@@ -65,7 +65,8 @@ static PyMethodDef methods[] = {
 static int native_exec(PyObject *module)
 {
     native_state(module)->level = simd_best();
-    if (native_add_base64(module) < 0 || native_add_image(module) < 0) {
+    if (native_add_base64(module) < 0 || native_add_image(module) < 0 ||
+        native_add_process(module) < 0 || native_add_ring(module) < 0) {
         return -1;
     }
     return 0;

@@ -26,6 +26,7 @@ static inline struct native_state *native_state(PyObject *module)
 /* Each returns 0, or -1 with an exception set. */
 int native_add_base64(PyObject *module);
 int native_add_image(PyObject *module);
+int native_add_process(PyObject *module);
 int native_add_ring(PyObject *module);
 
 #endif

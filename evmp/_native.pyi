@@ -94,6 +94,9 @@ def set_simd_level(name: str) -> None:
 def die_with_parent() -> None:
     """Ask the kernel to SIGKILL this process when its parent thread dies."""
 
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent dies."""
+
 def set_process_name(name: str, /) -> None:
     """Set what `ps -o comm` and `top` show; the first 15 bytes count."""
 

@@ -1,0 +1,79 @@
+/* evmp._native: what a process asks of Linux about itself, and test hooks. */
+#include "native.h"
+
+#include <signal.h>
+#include <string.h>
+#include <sys/prctl.h>
+
+#include "ring.h"
+
+PyDoc_STRVAR(die_with_parent_doc,
+"die_with_parent()\n--\n\n"
+"Ask the kernel to SIGKILL this process when its parent thread dies.");
+
+static PyObject *die_with_parent(PyObject *Py_UNUSED(module),
+                                 PyObject *Py_UNUSED(none))
+{
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) != 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(adopt_orphans_doc,
+"adopt_orphans()\n--\n\n"
+"Become the parent of descendants whose own parent dies.");
+
+static PyObject *adopt_orphans(PyObject *Py_UNUSED(module),
+                               PyObject *Py_UNUSED(none))
+{
+    if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(set_process_name_doc,
+"set_process_name(name, /)\n--\n\n"
+"Set what `ps -o comm` and `top` show; the first 15 bytes count.");
+
+static PyObject *set_process_name(PyObject *Py_UNUSED(module), PyObject *name)
+{
+    const char *text = PyUnicode_AsUTF8(name);
+    if (text == NULL) {
+        return NULL;
+    }
+    if (prctl(PR_SET_NAME, text, 0, 0, 0) != 0) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(set_fault_doc,
+"set_fault(reciprocal, seed, /)\n--\n\n"
+"Test hook: SIGKILL this process between two steps of the ring's protocol,\n"
+"with a chance of 1 in `reciprocal`; 0 never does.");
+
+static PyObject *set_fault(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned int reciprocal;
+    unsigned long long seed;
+    if (!PyArg_ParseTuple(args, "IK:set_fault", &reciprocal, &seed)) {
+        return NULL;
+    }
+    ring_set_fault(reciprocal, seed);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef process_methods[] = {
+    {"die_with_parent", die_with_parent, METH_NOARGS, die_with_parent_doc},
+    {"adopt_orphans", adopt_orphans, METH_NOARGS, adopt_orphans_doc},
+    {"set_process_name", set_process_name, METH_O, set_process_name_doc},
+    {"set_fault", set_fault, METH_VARARGS, set_fault_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+int native_add_process(PyObject *module)
+{
+    return PyModule_AddFunctions(module, process_methods);
+}
