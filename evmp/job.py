@@ -22,7 +22,7 @@ from typing_extensions import Self
 
 from evmp.document import Document, parse_value, read_document
 from evmp.errors import ConfigError, Problem
-from evmp.rule import clashes
+from evmp.rule import AVAILABLE_MODEL_TYPES, clashes
 from evmp.setting import (
     Integer,
     Number,
@@ -70,7 +70,12 @@ class Job(BaseModel):
         example="out/demo/model",
         min_length=1,
     )
-    model_type: ModelType = _model(..., "what the model does", example="classifier", result=True)
+    model_type: ModelType = _model(
+        ...,
+        f"what the model does; this version has {' and '.join(AVAILABLE_MODEL_TYPES)}",
+        example="classifier",
+        result=True,
+    )
     feature_name: str = _model(
         "",
         "the output that is the feature; required with `model_type: feature_extractor`",
@@ -148,7 +153,9 @@ class Job(BaseModel):
     output_dir: Uri = _output(
         "", "the folder for images and videos a predictor returns", comes_with="custom code"
     )
-    reserved_columns: Names = _output((), "input columns to keep in the output", result=True)
+    reserved_columns: Names = _output(
+        (), "input columns to keep in the output, a list or `a,b,c`", result=True
+    )
     result_column: Name = _output(
         "prediction_result", "the output column with the result", result=True
     )
@@ -225,7 +232,9 @@ class Job(BaseModel):
         0, "frames that a clip repeats from the one before", unit="frames", ge=0, le=65536
     )
 
-    buckets: Buckets = _cloud((), "the OSS buckets, each `oss://<bucket>.<oss_host>/<path>/`")
+    buckets: Buckets = _cloud(
+        (), "the OSS buckets, a list or `a,b,c`, each `oss://<bucket>.<oss_host>/<path>/`"
+    )
     arn: Arn = _cloud("", "the RAM role, `acs:ram::<account>:role/<name>`")
     ossHost: str = _cloud("", "the OSS host of short `oss://<bucket>/<path>` paths", own=True)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, TypeVar
@@ -290,8 +291,9 @@ def expected(node: Mapping[str, Any]) -> str:
 
 def _expected_list(node: Mapping[str, Any]) -> str:
     if "prefixItems" in node:
-        members = expected(node["prefixItems"][0]).split(maxsplit=1)[1]
-        return f"a list of {len(node['prefixItems'])} {members.replace('number', 'numbers', 1)}"
+        members = expected(node["prefixItems"][0]).split(" ", 1)[1]
+        plural = re.sub(r"^\w+", r"\g<0>s", members)
+        return f"a list of {len(node['prefixItems'])} {plural}"
     return "a list"
 
 

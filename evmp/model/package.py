@@ -65,11 +65,12 @@ def _fraction(value: object) -> object:
     """Read `1/255`, which no decimal fraction is equal to."""
     if not isinstance(value, str):
         return value
-    above, slash, below = value.partition("/")
+    above, _, below = value.partition("/")
     try:
-        return float(above) / float(below) if slash else float(above)
+        return float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError):
-        return value
+        message = f"got {show(value)}, expected a number or a fraction such as 1/255"
+        raise ValueError(message) from None
 
 
 def _inside(value: str) -> str:
@@ -79,7 +80,11 @@ def _inside(value: str) -> str:
     return value
 
 
-Fraction = Annotated[float, BeforeValidator(_fraction), Field(strict=True, allow_inf_nan=False)]
+Fraction = Annotated[
+    float,
+    Field(strict=True, allow_inf_nan=False),
+    BeforeValidator(_fraction, json_schema_input_type=float | str),
+]
 Triple = Annotated[tuple[Number, Number, Number], BeforeValidator(_triple)]
 Divisor = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0), from_text(float)]
 Divisors = Annotated[tuple[Divisor, Divisor, Divisor], BeforeValidator(_triple)]
@@ -100,8 +105,7 @@ class ModelInput(BaseModel):
     resize: Literal["short_side", "stretch", "letterbox"] = key(
         INPUT,
         "short_side",
-        "how an image gets that size: `short_side` resizes its shorter side to `resize_size` and "
-        "crops the centre, `stretch` ignores the aspect, `letterbox` fits it in and pads around it",
+        "how an image becomes that size",
     )
     resize_size: Integer = key(
         INPUT,
