@@ -1,0 +1,66 @@
+# The first of demo, test, bench, style and types sets up .venv; the next ones reuse it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+# The build runs in .venv itself, so that setuptools is the pinned one, too.
+INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation --editable
+
+.PHONY: demo test bench style types venv clean
+
+## demo: run the main job on real photographs and show some results
+demo: $(VENV)/run out/demo/.built
+	$(BIN)/evmp --config config/demo.yaml
+	@$(BIN)/python config/demo.py tell out/demo/result.jsonl
+
+## test: run the tests; make test ARGS="--slow -k ring" passes ARGS to pytest
+test: $(VENV)/test
+	$(BIN)/python -m pytest $(ARGS)
+
+## bench: run every benchmark
+bench: $(VENV)/test
+	set -e; for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+
+## style: check lint and format
+style: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+## types: check the types
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+## venv: set up .venv with everything that the others need
+venv: $(VENV)/dev
+
+## clean: remove all that the others made, downloads included
+clean:
+	rm -rf .venv .cache .*_cache .hypothesis build dist out *.egg-info evmp/*.so
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# The files below say "this was done"; what they depend on says when to do it again.
+
+$(VENV)/created:
+	$(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); the first time takes minutes, torch is large"
+	$(PIP) install --constraint constraints.txt setuptools
+	@touch $@
+
+$(VENV)/run: $(VENV)/created $(SOURCES)
+	$(INSTALL) .
+	@touch $@
+
+$(VENV)/test: $(VENV)/run
+	$(INSTALL) '.[test]'
+	@touch $@
+
+$(VENV)/dev: $(VENV)/run
+	$(INSTALL) '.[dev]'
+	@touch $@
+
+out/demo/.built: config/demo.py config/demo.txt | $(VENV)/run
+	rm -rf out/demo
+	$(BIN)/python config/demo.py build out/demo
+	@touch $@
