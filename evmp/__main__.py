@@ -1,0 +1,5 @@
+"""`python -m evmp` is `evmp`."""
+
+from evmp.cli import main
+
+main()

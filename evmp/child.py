@@ -1,0 +1,72 @@
+"""A function call in a process of its own, so that what it imports does not stay."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import traceback
+from collections.abc import Callable
+from typing import TypeVar
+
+from evmp import _native, errors, logs
+from evmp.stage import exit_now
+
+Result = TypeVar("Result")
+
+
+def call_in_child(function: Callable[[], Result]) -> Result:
+    """Return what `function` returns, called in a forked child; the result is pickled.
+
+    Raises:
+        EvmpError: what the function raised, or that its process died.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        os.close(read_end)
+        _answer(function, write_end, parent)
+    os.close(write_end)
+    try:
+        with open(read_end, "rb") as pipe:
+            answer = pipe.read()
+    except BaseException:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    finally:
+        _, status = os.waitpid(pid, 0)
+    if not answer:
+        code = os.waitstatus_to_exitcode(status)
+        raise errors.WorkerDied(f"a helper process died with exit code {code}")
+    result, error = pickle.loads(answer)
+    if error is not None:
+        raise error
+    value: Result = result
+    return value
+
+
+def _answer(function: Callable[[], object], pipe: int, parent: int) -> None:
+    code = 0
+    try:
+        _native.die_with_parent()
+        if os.getppid() == parent:
+            logs.to_stderr()
+            _send(pipe, _outcome(function))
+    except BaseException:
+        traceback.print_exc()
+        code = errors.EvmpError.exit_code
+    finally:
+        exit_now(code)
+
+
+def _outcome(function: Callable[[], object]) -> bytes:
+    try:
+        return pickle.dumps((function(), None))
+    except errors.EvmpError as error:
+        return pickle.dumps((None, error))
+
+
+def _send(pipe: int, answer: bytes) -> None:
+    with open(pipe, "wb") as file:
+        file.write(answer)

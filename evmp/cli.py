@@ -1,0 +1,139 @@
+"""The command line: argv to a job, to an exit code. The only place that prints results or exits."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from evmp import __version__, logs
+from evmp.errors import ConfigError, EvmpError, Interrupted
+
+if TYPE_CHECKING:
+    from evmp.report import Report
+    from evmp.run import Plan
+
+EXAMPLES = """
+\b
+Examples:
+  evmp --config job.yaml                     run the job, or go on with it
+  evmp --config job.yaml --check             say what would be done, and do one batch of it
+  evmp --config job.yaml -Dbatch_size=32     with another value for a key
+  evmp --config job.yaml --fresh             forget what was done, and start over
+
+\b
+Exit codes:
+  0 done                         3 could not start: model, input, output
+  1 too many rows failed         4 a stage kept dying
+  2 bad job file or arguments    130, 143 stopped by a signal; run again to resume
+"""
+
+
+@click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "config", metavar="JOB.YAML", required=True, help="The job file.")
+@click.option(
+    "-D", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the job file."
+)
+@click.option("--check", is_flag=True, help="Validate everything, run one batch, print the plan.")
+@click.option("--fresh", is_flag=True, help="Start over, and replace a result that is there.")
+@click.option("--quiet", is_flag=True, help="No progress and no summary, only what went wrong.")
+@click.version_option(__version__, prog_name="evmp", message="%(prog)s %(version)s")
+def command(
+    config: str, overrides: tuple[str, ...], check: bool, fresh: bool, quiet: bool
+) -> None:
+    """Predict every row of a table, or every file of a list, as the job file says.
+
+    One result per input row, in input order. A row that fails becomes an error row; a job that is
+    stopped or killed goes on where it was when the same command is run again.
+    """
+    from evmp.job import load_job
+    from evmp.progress import open_display
+    from evmp.run import Run, make_plan
+
+    job = load_job(config, overrides)
+    if check:
+        from evmp.check import check_job
+
+        click.echo(check_job(make_plan(job)))
+        return
+    plan = make_plan(job)
+    resume = f"evmp --config {config}" + "".join(f" -D{override}" for override in overrides)
+    display = open_display(quiet=quiet)
+    logs.send_to(display.emit)
+    run = Run(plan, display, fresh=fresh)
+    try:
+        record = run.finished()
+        report = None if record else run.run()
+    finally:
+        display.close()
+    if report is None:
+        record = run.finished() or {}
+        _say(
+            f"already done: {record.get('rows')} rows, {record.get('failed')} failed, in "
+            f"{plan.target.path}; {resume} --fresh does it again"
+        )
+    elif not quiet:
+        _summarise(plan, report)
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run the command and exit with its code."""
+    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        command.main(argv, prog_name="evmp", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ConfigError.exit_code)
+    except EvmpError as error:
+        _say(_in_words(error))
+        sys.exit(error.exit_code)
+    except Exception:
+        traceback.print_exc()
+        _say(f"evmp {__version__} has a bug; please report what is above. Run again to resume.")
+        sys.exit(EvmpError.exit_code)
+    sys.exit(0)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    raise Interrupted(signum)
+
+
+def _in_words(error: EvmpError) -> str:
+    lines = str(error).splitlines()
+    kind = {2: "bad job", 3: "could not start", 4: "gave up", 1: "failed"}.get(error.exit_code)
+    if isinstance(error, ConfigError) and len(lines) > 1:
+        return "\n".join([f"{len(lines)} problems:", *(f"  {line}" for line in lines)])
+    return f"{kind}: {error}" if kind else str(error)
+
+
+def _say(text: str) -> None:
+    print(f"evmp: {text}", file=sys.stderr, flush=True)
+
+
+def _summarise(plan: Plan, report: Report) -> None:
+    from rich.console import Console
+
+    from evmp.report import Reasons
+
+    console = Console(stderr=True)
+    console.print(report.table())
+    rate = report.new_rows / max(report.seconds, 1e-9)
+    failed = f", {report.failed} failed" if report.failed else ""
+    path = plan.target.path
+    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    reasons: Any = Reasons()
+    reasons.merge([report.reasons])
+    for line in reasons.in_words():
+        _say(f"failed: {line}")
+    _say(
+        f"done: {report.rows} rows{failed}, {report.seconds:.1f} s, {rate:.1f} rows/s; "
+        f"result in {shown}"
+    )

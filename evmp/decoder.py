@@ -1,0 +1,142 @@
+"""The second stage: a row's payload becomes pixels, right where the model will read them.
+
+One memory pass: Base64 into reused scratch, JPEG into reused scratch, resized into the row's place
+in the batch. A row that cannot be decoded gets its error as its result, and passes on as EMPTY.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from evmp import _native
+from evmp.errors import DecodeError
+from evmp.image import Frame, ImageDecoder
+from evmp.metrics import Counter, Seat
+from evmp.ring import Header, Mark, Ring
+from evmp.source import Kind
+from evmp.stage import claims, put_failure
+
+if TYPE_CHECKING:
+    from evmp.fit import Fit
+    from evmp.job import Job
+
+KEEP_BYTES: Final = 1 << 20  # memory that a slot may keep after a large payload
+
+
+class FetchError(Exception):
+    """A row's bytes cannot be had; the message becomes its `error_msg`."""
+
+
+class Decoder:
+    """Turns rows of `payload` into rows of `pixels`; failures go straight to `results`.
+
+    Args:
+        job: limits and options.
+        fit: how an image becomes the model's input.
+        payload, pixels, results: the rings around it.
+        seat, number: where to count, and as whom to claim.
+    """
+
+    def __init__(
+        self, job: Job, fit: Fit, payload: Ring, pixels: Ring, results: Ring, seat: Seat, number: int
+    ) -> None:
+        self._job, self._fit = job, fit
+        self._payload, self._pixels, self._results = payload, pixels, results
+        self._seat, self._number = seat, number
+        self._scratch = bytearray(1 << 18)
+        self._decoder: ImageDecoder
+        self._fetch: dict[int, Callable[[memoryview], memoryview]] = {
+            Kind.BASE64: self._decode_base64,
+            Kind.PATH: lambda payload: self._read_file(str(payload, "utf-8")),
+            Kind.SAMPLE: self._read_sample,
+        }
+
+    def open(self) -> None:
+        """Make the decoder, and fault the batch memory in."""
+        self._decoder = ImageDecoder(self._job.max_image_pixels, fast=self._job.fast_decode)
+        self._pixels.populate(self._pixels.row_bytes)
+
+    def run(self) -> None:
+        """Decode until the payload ring has drained."""
+        for n in claims(self._payload, self._seat, self._number):
+            if not self._pixels.is_done(n):
+                self._work(n, self._payload.header(n))
+            self._payload.release(n, self._number, KEEP_BYTES)
+
+    def _work(self, n: int, header: Header) -> None:
+        if header.mark == Mark.DATA and not self._results.is_done(n):
+            try:
+                self._decode(n, header)
+            except FetchError as error:
+                self._fail(n, header, "read", str(error))
+            except DecodeError as error:
+                self._fail(n, header, "decode", str(error))
+        self._pixels.skip(n, header.row)
+
+    def _decode(self, n: int, header: Header) -> None:
+        data = self._fetch[header.kind](self._payload.data(n))
+        frame: Frame = self._decoder.decode(data, *self._fit.enough)
+        self._fit.into(frame.pixels, self._pixels.payload(n))
+        self._pixels.set_header(n, Header(header.row, height=frame.height, width=frame.width))
+        self._pixels.commit(n)
+        self._seat.add(Counter.ROWS, 1)
+        self._seat.add(Counter.BYTES, header.length)
+
+    def _fail(self, n: int, header: Header, stage: str, message: str) -> None:
+        put_failure(self._results, n, header.row, stage, message)
+        self._seat.add(Counter.FAILED, 1)
+
+    # --- where the bytes of an image come from ------------------------------------------------
+
+    def _decode_base64(self, payload: memoryview) -> memoryview:
+        need = len(payload) // 4 * 3 + 3
+        if need > len(self._scratch):
+            self._scratch = bytearray(need)
+        try:
+            length = _native.base64_decode(
+                payload,
+                self._scratch,
+                url=self._job.base64_url_alphabet,
+                whitespace=self._job.base64_whitespace,
+            )
+        except ValueError as error:
+            raise DecodeError(f"not Base64: {error}") from None
+        return memoryview(self._scratch)[:length]
+
+    def _read_sample(self, payload: memoryview) -> memoryview:
+        sample = orjson.loads(payload)
+        path = sample.get("image")
+        if not isinstance(path, str) or not path:
+            found = "no such key" if "image" not in sample else f"{path!r:.40}"
+            raise FetchError(f"image: got {found}, expected the path of an image")
+        return self._read_file(path)
+
+    def _read_file(self, path: str) -> memoryview:
+        """Return the bytes of a regular file; a pipe or a device never blocks the stage."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "impossible path"
+            raise FetchError(f"{path}: {reason}") from None
+        with open(fd, "rb", buffering=0) as file:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                raise FetchError(f"{path}: not a file")
+            if status.st_size > self._job.max_row_bytes:
+                raise FetchError(
+                    f"{path}: {status.st_size} bytes exceed max_row_bytes {self._job.max_row_bytes}"
+                )
+            return self._read_whole(file.readinto, status.st_size)
+
+    def _read_whole(self, readinto: Callable[[memoryview], int | None], size: int) -> memoryview:
+        if size > len(self._scratch):
+            self._scratch = bytearray(size)
+        view, filled = memoryview(self._scratch)[:size], 0
+        while filled < size and (count := readinto(view[filled:])):
+            filled += count
+        return view[:filled]

@@ -1,0 +1,44 @@
+"""Where this process's log lines go.
+
+Stages and workers log to their stderr, a pipe that the parent reads and names; the job process logs
+past its progress display. INFO is for the life of processes, not for rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+
+def to_stderr() -> None:
+    """Log to stderr from now on."""
+    _set_handler(logging.StreamHandler())
+
+
+def send_to(emit: Callable[[str], None]) -> None:
+    """Log by calling `emit` with each line from now on."""
+    _set_handler(_Sender(emit))
+
+
+class _Sender(logging.Handler):
+    def __init__(self, send: Callable[[str], None]) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._send(self.format(record))
+
+
+class _Formatter(logging.Formatter):
+    """The level in words in front of a warning or worse; nothing in front of the rest."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def _set_handler(handler: logging.Handler) -> None:
+    handler.setFormatter(_Formatter("%(message)s"))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.INFO)

@@ -1,0 +1,322 @@
+"""The wiring of one worker: which stages, how many, which ring between.
+
+    reader ─► payload ring ─► decoders ─► pixel ring ─► predictors ─► result ring ─► writer
+
+A worker is a process group: this process, which supervises, and its stages. Everything here happens
+in the worker's own process, after the job has forked it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from evmp import _native, machine
+from evmp.decoder import Decoder
+from evmp.errors import ConfigError, EvmpError
+from evmp.fit import Fit
+from evmp.ledger import Block, Ledger
+from evmp.metrics import Counter, Seat, State
+from evmp.predictor import Predictor
+from evmp.reader import Reader
+from evmp.ring import Ring
+from evmp.stage import Stage, put_failure, run_stage
+from evmp.supervisor import Post, Supervisor
+from evmp.writer import Writer
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+    from evmp.key import KeyField
+    from evmp.model.package import ModelPackage
+
+GRACE_SECONDS: Final = 0.5  # stages hold nothing that a kill could lose
+TYPICAL_PAYLOAD_BYTES: Final = 256 << 10  # memory of a payload slot that is faulted in at start
+MAX_SEATS: Final = 250
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How many processes a worker has, and how large its rings are. Counts are per worker.
+
+    Attributes:
+        n_decoders, n_predictors: processes.
+        torch_threads: threads of each predictor, on the CPU.
+        n_payloads: rows in the first ring.
+        n_pixel_batches, n_result_batches: batches in the others.
+        batch_rows: rows of a batch.
+        pixel_bytes: of a row in the pixel ring.
+        result_bytes: address space of a row in the last ring.
+        payload_bytes: address space of a row in the first.
+    """
+
+    n_decoders: int
+    n_predictors: int
+    torch_threads: int
+    n_payloads: int
+    n_pixel_batches: int
+    n_result_batches: int
+    batch_rows: int
+    pixel_bytes: int
+    payload_bytes: int
+    result_bytes: int
+
+    @property
+    def roles(self) -> list[str]:
+        """The seats of a worker, in order."""
+        decoders = ["decoder"] * self.n_decoders
+        return ["worker", "reader", *decoders, *["predictor"] * self.n_predictors, "writer"]
+
+    @property
+    def memory_bytes(self) -> int:
+        """Shared memory that the worker's rings usually take."""
+        pixels = self.n_pixel_batches * self.batch_rows * self.pixel_bytes
+        results = self.n_result_batches * self.batch_rows * 16384
+        return self.n_payloads * TYPICAL_PAYLOAD_BYTES + pixels + results
+
+
+def plan_layout(job: Job, package: ModelPackage) -> Layout:
+    """Size a worker.
+
+    Raises:
+        ConfigError: when it would have too many processes, or not fit into memory.
+    """
+    n_decoders = job.preprocess_thread_num
+    n_predictors = job.predict_thread_num
+    if uses_gpu(job):
+        n_predictors = max(1, min(job.gpuRequired // 100, machine.gpu_count() // job.num_worker))
+    if n_decoders + n_predictors > MAX_SEATS:
+        raise ConfigError(
+            f"a worker of {n_decoders} decoders and {n_predictors} predictors has too many "
+            f"processes, expected at most {MAX_SEATS}; raise num_worker instead"
+        )
+    cpus = max(1, min(job.cpuRequired // 100, machine.cpu_count() // job.num_worker))
+    batch = job.batch_size
+    n_result_batches = max(2, job.queue_size // batch)
+    wanted = 2 * n_predictors + 2 + -(-n_decoders // batch) + 32 // batch
+    layout = Layout(
+        n_decoders=n_decoders,
+        n_predictors=n_predictors,
+        torch_threads=job.torch_threads or max(1, cpus // n_predictors),
+        n_payloads=max(2, min(job.queue_size, 4 * n_decoders + 16)),
+        n_pixel_batches=min(n_result_batches, wanted),
+        n_result_batches=n_result_batches,
+        batch_rows=batch,
+        pixel_bytes=package.input.height * package.input.width * 3,
+        payload_bytes=_whole_pages(job.max_row_bytes),
+        result_bytes=_whole_pages(2 * job.max_row_bytes),
+    )
+    _check_memory(job, layout)
+    return layout
+
+
+def uses_gpu(job: Job) -> bool:
+    """Return whether predictors get a GPU each."""
+    if job.device == "cpu" or job.gpuRequired == 0:
+        return False
+    return job.device == "cuda" or machine.gpu_count() > 0
+
+
+def _check_memory(job: Job, layout: Layout) -> None:
+    need = layout.memory_bytes * job.num_worker
+    have = job.memory_limit_bytes or machine.memory_bytes()
+    if need > have:
+        raise ConfigError(
+            f"the rings of {job.num_worker} workers need {need >> 20} MiB of shared memory, but "
+            f"there are {have >> 20} MiB; lower batch_size ({job.batch_size}), queue_size "
+            f"({job.queue_size}) or num_worker"
+        )
+
+
+def _whole_pages(n_bytes: int) -> int:
+    return -(-n_bytes // 4096) * 4096
+
+
+class Worker:
+    """One worker's shard of a job.
+
+    Args:
+        job, package, layout: what to run, and with how many processes.
+        ledger: where the results go.
+        keys: the input's key columns.
+        seats: of this worker, by layout.roles.
+        todo: gives the blocks that are still to do, when the worker starts.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        package: ModelPackage,
+        layout: Layout,
+        ledger: Ledger,
+        keys: tuple[KeyField, ...],
+        seats: Sequence[Seat],
+        todo: Callable[[], list[Block]],
+    ) -> None:
+        self._job, self._package, self._layout = job, package, layout
+        self._ledger, self._keys = ledger, keys
+        self._seats, self._own = seats, seats[0]
+        self._todo = todo
+        self._payload: Ring
+        self._pixels: Ring
+        self._results: Ring
+
+    def run(self) -> int:
+        """Live the life of a worker's process. Returns its exit code."""
+        _native.die_with_parent()
+        _native.set_process_name(f"evmp {self._own.name}")
+        try:
+            self._supervise()
+        except EvmpError as error:
+            if not self.is_draining():
+                words = {"error": type(error).__name__, "message": str(error)}
+                self._own.set_last_words(words)
+            return error.exit_code
+        return 0
+
+    def rehearse(self, blocks: list[Block]) -> Ring:
+        """Run the stages but the writer one after the other, in this process, over few rows.
+
+        Returns: the result ring.
+        """
+        self._make_rings()
+        stages = self._stages(blocks)
+        for role in ("reader", "decoder", "predictor"):
+            stage = stages[role](self._layout.roles.index(role))
+            stage.open()
+            stage.run()
+        return self._results
+
+    def is_draining(self) -> bool:
+        """Return whether the worker shall finish what it holds and leave."""
+        return bool(self._own.counters[Counter.DRAINING])
+
+    def _make_rings(self) -> None:
+        layout = self._layout
+        self._payload = Ring("payload", layout.n_payloads, 1, layout.payload_bytes)
+        self._pixels = Ring(
+            "pixels", layout.n_pixel_batches, layout.batch_rows, layout.pixel_bytes
+        )
+        self._results = Ring(
+            "results", layout.n_result_batches, layout.batch_rows, layout.result_bytes
+        )
+
+    def _supervise(self) -> None:
+        self._make_rings()
+        Supervisor(
+            self._posts(self._todo()),
+            stall_seconds=self._job.stall_timeout_seconds,
+            progress=self._progress,
+            drain=self._drain,
+            stop=self._stop,
+            tick=self._tick,
+            grace_seconds=GRACE_SECONDS,
+            emit=lambda line: print(line, file=sys.stderr, flush=True),
+        ).run()
+
+    # --- the stages ---------------------------------------------------------------------------
+
+    def _posts(self, blocks: list[Block]) -> list[Post]:
+        make = self._stages(blocks)
+        return [
+            self._post(number, make[seat.role])
+            for number, seat in enumerate(self._seats)
+            if seat.role in make
+        ]
+
+    def _stages(self, blocks: list[Block]) -> dict[str, Callable[[int], Stage]]:
+        """Return what makes the stage of a role, given its seat's number."""
+        run = uuid.uuid4().hex
+        return {
+            "reader": lambda number: Reader(
+                self._job,
+                blocks,
+                (self._payload, self._pixels, self._results),
+                self._seats[number],
+                self.is_draining,
+            ),
+            "decoder": lambda number: Decoder(
+                self._job,
+                Fit(self._package.input),
+                self._payload,
+                self._pixels,
+                self._results,
+                self._seats[number],
+                number,
+            ),
+            "predictor": lambda number: Predictor(
+                self._job,
+                self._package,
+                self._layout.torch_threads,
+                self._pixels,
+                self._results,
+                self._seats[number],
+                number,
+            ),
+            "writer": lambda number: Writer(
+                self._job,
+                self._keys,
+                self._ledger,
+                blocks,
+                run,
+                self._results,
+                self._seats[number],
+                number,
+            ),
+        }
+
+    def _post(self, number: int, make: Callable[[int], Stage]) -> Post:
+        seat, parent = self._seats[number], os.getpid()
+        return Post(
+            seat=seat,
+            run=lambda: run_stage(make(number), seat, parent),
+            settle=lambda cause: self._settle(number, cause),
+        )
+
+    # --- after a death ------------------------------------------------------------------------
+
+    def _settle(self, number: int, cause: str) -> None:
+        """Settle what the dead process of a seat held, before the seat is filled again."""
+        role = self._seats[number].role
+        n_failed = 0
+        if role == "decoder":
+            n_failed = self._payload.recover(
+                number, self._pixels.is_done, lambda n: self._give_up(n, role, cause)
+            )
+        elif role == "predictor":
+            n_failed = self._pixels.recover(
+                number, self._results.is_done, lambda n: self._give_up(n, role, cause)
+            )
+        elif role == "writer":
+            self._results.recover(number, lambda n: False, None)
+        self._own.add(Counter.GIVEN_UP, n_failed)
+        for ring in (self._payload, self._pixels, self._results):
+            ring.wake()
+
+    def _give_up(self, n: int, role: str, cause: str) -> None:
+        held = self._payload if role == "decoder" else self._pixels
+        row = held.header(n).row
+        stage = "decode" if role == "decoder" else "predict"
+        put_failure(self._results, n, row, stage, f"the {role} died of this row: {cause}")
+        self._pixels.skip(n, row)
+
+    # --- supervision --------------------------------------------------------------------------
+
+    def _progress(self) -> int:
+        writer = self._seats[-1].counters
+        return writer[Counter.ROWS] + self._own.counters[Counter.GIVEN_UP]
+
+    def _drain(self) -> None:
+        self._own.counters[Counter.DRAINING] = 1
+
+    def _stop(self) -> None:
+        for ring in (self._payload, self._pixels, self._results):
+            ring.stop()
+
+    def _tick(self) -> None:
+        self._own.enter(State.WAITING)
+        for i, ring in enumerate((self._payload, self._pixels, self._results)):
+            self._own.counters[Counter.FILL + i] = round(1000 * ring.fill)

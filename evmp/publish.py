@@ -1,0 +1,102 @@
+"""From staged blocks to the result: checked, merged in input order, visible in one step.
+
+Runs in a process of its own once every block is committed. It can die at any point and be done
+again: the result appears last, by a rename, and everything before can be made anew from the ledger.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evmp.errors import SinkError
+from evmp.ledger import Commit, shard
+from evmp.sink import open_sink
+from evmp.target import Target, delete
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+    from evmp.key import KeyField
+
+
+def publish(
+    job: Job,
+    keys: tuple[KeyField, ...],
+    n_rows: int,
+    target: Target,
+    record: dict[str, Any],
+    *,
+    replace: bool,
+) -> None:
+    """Merge the committed blocks into the result, and put it in place with its record.
+
+    Raises:
+        SinkError: when a block is missing or has changed, the rows do not add up, or the output
+            cannot be written. The staged blocks stay.
+    """
+    sink = open_sink(job, keys)
+    commits = target.ledger.commits()
+    check_cover(commits, n_rows)
+    merged = target.staging / f"merged{''.join(target.path.suffixes[-1:])}"
+    delete(merged)
+    try:
+        found = sink.merge(_stages(target, commits), merged)
+    except OSError as error:
+        raise SinkError(
+            f"the result cannot be merged in {target.staging}: {error.strerror}; "
+            "make room and run the same command again"
+        ) from error
+    if found != n_rows:
+        raise SinkError(f"the staged blocks hold {found} rows, expected {n_rows}")
+    target.publish(merged, record, replace=replace)
+
+
+def check_cover(commits: Sequence[Commit], n_rows: int) -> None:
+    """Make sure that the blocks hold every row of the input once.
+
+    Raises:
+        SinkError: when rows are missing or there twice.
+    """
+    at = 0
+    for commit in commits:
+        if commit.start != at:
+            raise SinkError(f"the ledger goes on at row {commit.start}, expected row {at}")
+        at = commit.stop
+    if at != n_rows:
+        raise SinkError(f"the ledger ends at row {at}, expected {n_rows} rows")
+
+
+def part_path(target: Target, worker: int, n_workers: int) -> Path:
+    """Return where worker `worker` leaves its part of the result."""
+    return target.path.with_name(f"{target.path.name}.part-{worker:05d}-of-{n_workers:05d}")
+
+
+def write_part(job: Job, target: Target, worker: int, n_rows: int) -> None:
+    """Leave a worker's part of a text result beside it: the specification's part file.
+
+    Parts are for people who look into a running job. They are plain copies of committed blocks; the
+    result is merged from the blocks themselves, and the parts are then removed.
+    """
+    own = shard(n_rows, worker, job.num_worker)
+    commits = [c for c in target.ledger.commits() if own.start <= c.start < own.stop]
+    draft = target.staging / "tmp" / f"part-{worker:05d}"
+    with open(draft, "wb") as out:
+        for stage in _stages(target, commits):
+            with open(stage, "rb") as file:
+                while os.copy_file_range(file.fileno(), out.fileno(), 1 << 30):
+                    continue
+    os.replace(draft, part_path(target, worker, job.num_worker))
+
+
+def remove_parts(job: Job, target: Target) -> None:
+    """Remove the part files of this job."""
+    for worker in range(job.num_worker):
+        part_path(target, worker, job.num_worker).unlink(missing_ok=True)
+
+
+def _stages(target: Target, commits: Sequence[Commit]) -> Iterator[Path]:
+    for commit in commits:
+        target.ledger.verify(commit)
+        yield target.ledger.data(commit)

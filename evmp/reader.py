@@ -1,0 +1,146 @@
+"""The first stage: rows out of the source, into the ring, in input order, one process a worker.
+
+All back-pressure is here. A row is published only when its place is free in every ring of the
+worker, so no later stage ever waits for room while it holds a row, and nothing can deadlock.
+
+A reader that has died is replaced, and its replacement finds in the first ring where to go on: the
+last published row's header names the row to read next.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from evmp.errors import SourceError
+from evmp.ledger import Block
+from evmp.metrics import Counter, Seat, State
+from evmp.ring import Header, Mark, Ring
+from evmp.source import Kind, Row, Source, open_source
+from evmp.stage import HEARTBEAT_SECONDS, put_failure
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+
+
+class Reader:
+    """Publishes the rows of `blocks`.
+
+    Args:
+        job: says what the source is.
+        blocks: what to read, in order.
+        rings: of the worker, in the order of the flow; the first gets the rows.
+        seat: where to count.
+        is_draining: whether to stop at the next row.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        blocks: Sequence[Block],
+        rings: Sequence[Ring],
+        seat: Seat,
+        is_draining: Callable[[], bool],
+    ) -> None:
+        self._job, self._blocks, self._seat = job, blocks, seat
+        self._rings, self._payload, self._results = rings, rings[0], rings[-1]
+        self._is_draining = is_draining
+        self._source: Source
+
+    def open(self) -> None:
+        """Open the source."""
+        self._source = open_source(self._job)
+        self._payload.populate(64 << 10)
+
+    def run(self) -> None:
+        """Publish every row, fill the last batch up, and close the rings."""
+        n, position = self._resume()
+        if self._payload.end is None:
+            for block in self._blocks:
+                if block.stop > position:
+                    n, drained = self._read(n, Block(max(block.start, position), block.stop))
+                    if drained:
+                        break
+        self._finish(n)
+
+    def _resume(self) -> tuple[int, int]:
+        """Return the first unpublished n, and the row of the input that belongs there."""
+        n = self._payload.cursor
+        while self._payload.is_done(n):
+            n += 1
+        if n == 0:
+            return 0, self._blocks[0].start if self._blocks else 0
+        return n, self._payload.header(n - 1).next
+
+    def _read(self, n: int, block: Block) -> tuple[int, bool]:
+        expected = block.start
+        started = time.monotonic_ns()
+        for row in self._source.read(block.start, block.stop):
+            if row.index != expected:
+                raise SourceError(f"the source gave row {row.index}, expected {expected}")
+            read = time.monotonic_ns()
+            self._seat.add(Counter.BUSY_NS, read - started)
+            if not self._admit(n):
+                return n, True
+            started = time.monotonic_ns()
+            self._seat.add(Counter.WAIT_OUT_NS, started - read)
+            self._publish(n, row)
+            n += 1
+            expected += 1
+        if expected != block.stop:
+            raise SourceError(
+                f"the source ended at row {expected}, expected {block.stop}: the input has shrunk"
+            )
+        return n, False
+
+    def _admit(self, n: int) -> bool:
+        """Wait for room for row n in every ring. Returns False when the worker drains instead."""
+        self._seat.enter(State.WAITING)
+        for ring in self._rings:
+            while not (ring.is_open(n) or ring.is_done(n)):
+                if self._is_draining():
+                    return False
+                self._seat.enter(State.WAITING)
+                ring.wait_open(n, HEARTBEAT_SECONDS)
+        self._seat.enter(State.BUSY)
+        return not self._is_draining()
+
+    def _publish(self, n: int, row: Row) -> None:
+        payload = memoryview(row.payload).cast("B")
+        mark = Mark.DATA
+        if not self._results.is_done(n):
+            mark = self._leave_note(n, row, payload)
+        header = Header(row.index, row.index + 1, len(payload), mark, row.kind)
+        if mark == Mark.DATA:
+            self._payload.payload(n)[: len(payload)] = payload
+        else:
+            header = header._replace(length=0)
+        self._payload.set_header(n, header)
+        self._payload.commit(n)
+        self._seat.add(Counter.ROWS, 1)
+        self._seat.add(Counter.BYTES, len(payload))
+
+    def _leave_note(self, n: int, row: Row, payload: memoryview) -> Mark:
+        """Leave the key columns for the writer. Returns EMPTY where the row has failed already."""
+        self._results.set_note(n, pickle.dumps(row.keys, protocol=pickle.HIGHEST_PROTOCOL))
+        if row.kind != Kind.ERROR:
+            return Mark.DATA
+        put_failure(self._results, n, row.index, "read", bytes(payload).decode("utf-8", "replace"))
+        self._seat.add(Counter.FAILED, 1)
+        return Mark.EMPTY
+
+    def _finish(self, n: int) -> None:
+        """Fill the last batch up with EMPTY rows, and close every ring at the same row."""
+        end = self._payload.end
+        while end is None and n % self._results.n_rows:
+            position = self._payload.header(n - 1).next
+            while not self._payload.is_open(n):
+                self._payload.wait_open(n, HEARTBEAT_SECONDS)
+            self._results.skip(n, position)
+            self._payload.set_header(n, Header(position, position, mark=Mark.EMPTY))
+            self._payload.commit(n)
+            n += 1
+        for ring in reversed(self._rings):
+            ring.close(n if end is None else end)

@@ -1,0 +1,263 @@
+"""A job from its start to its end, in the job's own process: plan, supervise, publish.
+
+The plan is made anew at every start from what the ledger holds, so that running the same job again
+resumes it, whatever has ended it before.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from evmp import _native, publish
+from evmp.child import call_in_child
+from evmp.errors import ConfigError, TooManyFailures
+from evmp.ledger import Block, Commit, cut, shard
+from evmp.metrics import Board, Counter, Seat
+from evmp.model.package import ModelPackage, check_model_type, load_package
+from evmp.pipeline import Layout, Worker, plan_layout
+from evmp.progress import Display, Meter
+from evmp.report import Reasons, Report
+from evmp.source import SourceInfo, open_source
+from evmp.supervisor import Post, Supervisor
+from evmp.target import Target
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+
+Settle = Callable[[str], None]
+
+log = logging.getLogger(__name__)
+
+GRACE_SECONDS: Final = 5.0  # a worker ends its own stages within less
+EARLY_ROWS: Final = 1000  # from so many rows on, too many failures end the job
+BLOCKS_PER_WORKER: Final = 8
+MAX_BLOCK_ROWS: Final = 4096
+MIN_BLOCK_ROWS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job means on this machine, with this input and this model."""
+
+    job: Job
+    package: ModelPackage
+    layout: Layout
+    source: SourceInfo
+    target: Target
+    block_rows: int
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a run to go on with the work of another."""
+        parts = {
+            "input": self.source.fingerprint,
+            "job": self.job.fingerprint(),
+            "model": self.package.fingerprint(),
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(parts))
+        return plain
+
+
+def make_plan(job: Job) -> Plan:
+    """Look at the model package, the machine and the input.
+
+    Raises:
+        EvmpError: when the job cannot start; nothing has been written yet.
+    """
+    package = load_package(job.model_path)
+    check_model_type(package, job.model_type)
+    layout = plan_layout(job, package)
+    source = call_in_child(lambda: open_source(job).describe())
+    per_worker = -(-source.n_rows // (job.num_worker * BLOCKS_PER_WORKER))
+    block_rows = job.block_rows or min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, per_worker))
+    return Plan(job, package, layout, source, Target.of(job), block_rows)
+
+
+class Run:
+    """One run of a plan.
+
+    Args:
+        plan: what to do.
+        display: where progress and logs go.
+        fresh: forget what earlier runs have done, and replace their result.
+    """
+
+    def __init__(self, plan: Plan, display: Display, *, fresh: bool) -> None:
+        self._plan, self._job, self._target = plan, plan.job, plan.target
+        self._display, self._fresh = display, fresh
+        self._started = time.monotonic()
+
+    def finished(self) -> dict[str, Any] | None:
+        """Return the record of the run that has done this job already, or None.
+
+        Raises:
+            SinkError: when something else stands where the result shall go.
+            ConfigError: when another job's result stands there.
+        """
+        if self._fresh:
+            return None
+        record = self._target.finished()
+        if record is not None and record.get("fingerprint") != self._plan.fingerprint:
+            raise ConfigError(
+                f"output {self._target.path} holds the result of another job (see "
+                f"{self._target.record.name}); name another output, or replace it with --fresh"
+            )
+        return record
+
+    def run(self) -> Report | None:
+        """Do what is left to do, and publish. Returns None where nothing was left.
+
+        Raises:
+            EvmpError: when the job ends without a result; what was committed stays.
+        """
+        self._target.prepare()
+        with ExitStack() as stack:
+            stack.enter_context(self._target.ledger.lock())
+            if self._fresh:
+                self._target.discard()
+            elif self.finished() is not None or self._target.settle():
+                self._clean_up()
+                return None
+            self._target.ledger.open(self._plan.fingerprint)
+            self._target.ledger.sweep()
+            report = self._work()
+            self._judge(report)
+            self._publish(report)
+            self._clean_up()
+            return report
+
+    # --- the work -----------------------------------------------------------------------------
+
+    def _work(self) -> Report:
+        n_rows, everyone = self._plan.source.n_rows, range(self._job.num_worker)
+        workers = [k for k in everyone if self._todo(k)]
+        idle = [k for k in everyone if k not in workers]
+        before, _ = _totals(self._target.ledger.commits())
+        elsewhere = _totals([c for k in idle for c in self._commits(k)])
+        board = Board(self._plan.layout.roles, len(workers))
+        meter = Meter(board.workers, n_rows, elsewhere)
+        if before:
+            self._display.emit(f"resuming: {before} of {n_rows} rows are done")
+        if workers:
+            self._supervise(workers, board, meter)
+        commits = self._target.ledger.commits()
+        rows, failed = _totals(commits)
+        reasons = Reasons()
+        reasons.merge(commit.reasons for commit in commits)
+        seconds = time.monotonic() - self._started
+        return Report(rows, failed, rows - before, seconds, reasons.as_dict(), meter.readings())
+
+    def _commits(self, worker: int) -> list[Commit]:
+        own = shard(self._plan.source.n_rows, worker, self._job.num_worker)
+        return [c for c in self._target.ledger.commits() if own.start <= c.start < own.stop]
+
+    def _todo(self, worker: int) -> list[Block]:
+        own = shard(self._plan.source.n_rows, worker, self._job.num_worker)
+        commits = self._target.ledger.commits()
+        return cut(self._plan.source.n_rows, commits, own, self._plan.block_rows)
+
+    def _supervise(self, workers: Sequence[int], board: Board, meter: Meter) -> None:
+        _native.adopt_orphans()
+
+        def drain() -> None:
+            self._display.emit("stopping: finishing what is in flight; once more stops at once")
+            for seats in board.workers:
+                seats[0].counters[Counter.DRAINING] = 1
+
+        def tick() -> None:
+            self._display.show(meter.read())
+            self._check_early(meter)
+
+        def settle(place: int, cause: str) -> None:
+            """What a dead worker had not committed is done, and counted, again."""
+            log.info("%s goes on from its last commit", board.workers[place][0].name)
+            meter.rebase(place, *_totals(self._commits(workers[place])))
+
+        posts = []
+        for place, worker in enumerate(workers):
+            meter.rebase(place, *_totals(self._commits(worker)))
+            posts.append(self._post(worker, board.workers[place], partial(settle, place)))
+        Supervisor(
+            posts,
+            stall_seconds=self._job.stall_timeout_seconds,
+            progress=lambda: meter.rows()[0],
+            drain=drain,
+            stop=lambda: None,
+            tick=tick,
+            grace_seconds=GRACE_SECONDS,
+            emit=self._display.emit,
+        ).run()
+
+    def _post(self, worker: int, seats: Sequence[Seat], settle: Settle) -> Post:
+        plan = self._plan
+        process = Worker(
+            plan.job,
+            plan.package,
+            plan.layout,
+            self._target.ledger,
+            plan.source.keys,
+            seats,
+            partial(self._todo, worker),
+        )
+        return Post(seat=seats[0], run=process.run, settle=settle, is_group=True)
+
+    def _check_early(self, meter: Meter) -> None:
+        rows, failed = meter.rows()
+        if rows >= EARLY_ROWS and failed > self._job.max_error_fraction * rows:
+            raise TooManyFailures(self._too_many(rows, failed))
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _judge(self, report: Report) -> None:
+        """Refuse to publish a result that is mostly errors.
+
+        Raises:
+            TooManyFailures: more rows failed than the job allows, or all of them.
+        """
+        limit = self._job.max_error_fraction * report.rows
+        if report.failed > limit or (report.rows and report.failed == report.rows):
+            reasons = Reasons()
+            reasons.merge([report.reasons])
+            lines = "".join(f"\n  {line}" for line in reasons.in_words())
+            raise TooManyFailures(self._too_many(report.rows, report.failed) + lines)
+
+    def _too_many(self, rows: int, failed: int) -> str:
+        return (
+            f"{failed} of {rows} rows failed, more than max_error_fraction "
+            f"{self._job.max_error_fraction:g} allows; nothing is published, and what was done is "
+            f"kept in {self._target.staging}"
+        )
+
+    def _publish(self, report: Report) -> None:
+        plan = self._plan
+        record = report.record(plan.job.describe(), plan.fingerprint)
+        call_in_child(
+            partial(
+                publish.publish,
+                plan.job,
+                plan.source.keys,
+                plan.source.n_rows,
+                self._target,
+                record,
+                replace=self._fresh,
+            )
+        )
+
+    def _clean_up(self) -> None:
+        publish.remove_parts(self._job, self._target)
+        if not self._job.keep_staging:
+            self._target.ledger.remove()
+
+
+def _totals(commits: Sequence[Commit]) -> tuple[int, int]:
+    """Return how many rows are committed, and how many of them failed."""
+    return sum(c.stop - c.start for c in commits), sum(c.failed for c in commits)
+
+

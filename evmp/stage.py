@@ -1,0 +1,124 @@
+"""What every child process does around its own work: start, wait, count, finish, fail.
+
+A stage is a class with `open`, which loads what is heavy, and `run`, which works until its input
+has drained. `run_stage` is the whole life of a child process, and the one place that catches
+everything: a stage that cannot start leaves its last words on the board, and the exit code says
+which kind of failure it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from typing import Final, Protocol
+
+import orjson
+
+from evmp import _native
+from evmp.errors import EvmpError
+from evmp.metrics import Counter, Seat, State
+from evmp.ring import Header, Mark, Ring, RingDrained, RingStopped
+
+HEARTBEAT_SECONDS: Final = 0.1  # a waiting process shows so often that it lives
+MAX_MESSAGE_CHARS: Final = 2000  # of an error that becomes a row's result
+
+
+class Stage(Protocol):
+    """One kind of process of a worker."""
+
+    def open(self) -> None:
+        """Load what the work needs. Raises EvmpError when the job cannot start."""
+
+    def run(self) -> None:
+        """Work until the input has drained."""
+
+
+def error_result(stage: str, message: str) -> bytes:
+    """Return the JSON result of a row that failed in `stage`."""
+    if len(message) > MAX_MESSAGE_CHARS:
+        message = message[: MAX_MESSAGE_CHARS - 3] + "..."
+    message = message.encode("utf-8", "replace").decode("utf-8")
+    return orjson.dumps({"error_stage": stage, "error_msg": message})
+
+
+def put_failure(results: Ring, n: int, row: int, stage: str, message: str) -> None:
+    """Make row n end as an error, unless it has a result already.
+
+    The error goes straight to the last ring, where the writer finds it; on the hops between, the
+    row is EMPTY. That any stage may do so is what keeps errors out of every other stage's way.
+    """
+    if not results.is_done(n):
+        data = error_result(stage, message)
+        results.put(n, Header(row=row, length=len(data), mark=Mark.ERROR), data)
+
+
+def claims(ring: Ring, seat: Seat, number: int, *, ordered: bool = False) -> Iterator[int]:
+    """Yield the batches that `seat` claims from `ring`, until it has drained.
+
+    Waiting and working times go to the seat's counters; the caller releases what it was given.
+    """
+    started = time.monotonic_ns()
+    while True:
+        try:
+            seq = ring.claim(number, 0.0, ordered=ordered)
+            while seq is None:
+                seat.enter(State.WAITING)
+                seq = ring.claim(number, HEARTBEAT_SECONDS, ordered=ordered)
+        except RingDrained:
+            return
+        claimed = time.monotonic_ns()
+        seat.add(Counter.WAIT_IN_NS, claimed - started)
+        seat.enter(State.BUSY)
+        yield seq
+        started = time.monotonic_ns()
+        seat.add(Counter.BUSY_NS, started - claimed)
+
+
+def run_stage(stage: Stage, seat: Seat, parent: int) -> int:
+    """Live the life of a child process. Returns its exit code.
+
+    Args:
+        stage: what to do.
+        seat: where to count.
+        parent: process id of the supervisor; the child does not outlive it.
+    """
+    _native.die_with_parent()
+    if os.getppid() != parent:
+        return 1
+    _native.set_process_name(f"evmp {seat.name}")
+    # Signals to the whole job reach every process of it: the supervisor alone decides what they
+    # mean, and stops its children through the rings.
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        seat.enter(State.STARTING)
+        stage.open()
+        seat.enter(State.WAITING)
+        stage.run()
+    except RingStopped:
+        return 0
+    except EvmpError as error:
+        seat.set_last_words({"error": type(error).__name__, "message": str(error)})
+        return error.exit_code
+    except BaseException:
+        logging.getLogger(__name__).error("%s", traceback.format_exc().rstrip())
+        seat.set_last_words({"error": "", "message": traceback.format_exc(limit=-1).strip()})
+        return EvmpError.exit_code
+    seat.enter(State.FINISHED)
+    return 0
+
+
+def exit_now(code: int) -> None:
+    """End the process without running the parent's clean-up, but with what it has printed."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            code = code or 1
+    os._exit(code)

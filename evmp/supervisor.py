@@ -1,0 +1,337 @@
+"""Forks processes, watches them, settles what the dead ones held, and stops them in order.
+
+One mechanism on two levels: the job process supervises its workers, and each worker supervises its
+stages. The supervisor knows processes, not pixels: it imports nothing heavy and starts no thread,
+so that a fork is cheap and safe at any time.
+
+Only waitpid proves a death. A process without progress is killed first, and then waited for. What
+children print reaches the parent through a pipe, line by line, under the name of their seat.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import selectors
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Final
+
+from evmp import errors, logs
+from evmp.metrics import Counter, Seat, State
+from evmp.stage import exit_now
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS: Final = 0.2
+MAX_DEATHS: Final = 10  # of one seat, without any progress of the job in between
+LOST_HEARTBEAT_SECONDS: Final = 15.0  # a waiting process shows that it lives ten times a second
+TAIL_LINES: Final = 20  # of a child's output, kept for the report of its death
+MAX_LINE_BYTES: Final = 4096
+_DRAINED: Final = tuple(errors.Interrupted(signum).exit_code for signum in (2, 15))
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(slots=True)
+class Post:
+    """A place for a process.
+
+    Attributes:
+        seat: where the process counts; its name is the process's.
+        run: the whole life of the child; its return value is the exit code.
+        settle: what to do after a death, before the place is filled again; it gets the cause.
+        is_group: whether the child leads a process group of its own, which dies with it.
+    """
+
+    seat: Seat
+    run: Callable[[], int]
+    settle: Callable[[str], None] = lambda cause: None
+    is_group: bool = False
+    pid: int = 0
+    deaths: int = 0
+    progress: int = -1
+    is_finished: bool = False
+    tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
+
+
+class Supervisor:
+    """Fills every post, and keeps it filled until its process finishes.
+
+    Args:
+        posts: the places to fill.
+        stall_seconds: a busy process without progress for so long is killed.
+        progress: a number that grows whenever the work gets on.
+        drain: asks the children to finish what they hold; called on the first signal.
+        stop: asks the children to leave at once.
+        tick: called a few times a second; may raise EvmpError to end the work.
+        grace_seconds: from stop() to SIGKILL.
+        emit: gets each line that a child prints.
+    """
+
+    def __init__(
+        self,
+        posts: Sequence[Post],
+        *,
+        stall_seconds: float,
+        progress: Callable[[], int],
+        drain: Callable[[], None],
+        stop: Callable[[], None],
+        tick: Callable[[], None] = lambda: None,
+        grace_seconds: float,
+        emit: Callable[[str], None],
+    ) -> None:
+        self._posts = posts
+        self._stall_seconds = stall_seconds
+        self._progress, self._drain, self._stop = progress, drain, stop
+        self._tick, self._emit = tick, emit
+        self._grace_seconds = grace_seconds
+        self._signals: list[int] = []
+        self._selector = selectors.DefaultSelector()
+        self.draining: int = 0
+        """The signal that has asked for an end, or 0."""
+
+    def run(self) -> None:
+        """Work until every post has finished.
+
+        Raises:
+            Interrupted: a signal ended the work; what was begun is finished or given up.
+            EvmpError: a child could not start, or failed in the way that its class says.
+            WorkerDied: a post's process died again and again without progress.
+        """
+        previous = self._install_signals()
+        try:
+            for post in self._posts:
+                self._fork(post)
+            while not all(post.is_finished for post in self._posts):
+                self._turn()
+            if self.draining:
+                raise errors.Interrupted(self.draining)
+        finally:
+            self._stop()
+            self._end_all()
+            self._selector.close()
+            self._restore_signals(previous)
+
+    # --- the loop -----------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        for key, _ in self._selector.select(TICK_SECONDS):
+            key.data()
+        while self._signals:
+            self._on_signal(self._signals.pop(0))
+        self._tick()
+        for post in self._posts:
+            if post.pid:
+                self._watch(post)
+
+    def _on_signal(self, signum: int) -> None:
+        if self.draining:
+            raise errors.Interrupted(signum)
+        self.draining = signum
+        self._drain()
+
+    def _watch(self, post: Post) -> None:
+        pid, status = os.waitpid(post.pid, os.WNOHANG)
+        if pid:
+            self._on_death(post, status)
+        elif self._is_hung(post.seat):
+            log.warning("%s makes no progress: killed", post.seat.name)
+            os.kill(post.pid, signal.SIGKILL)
+            _, status = os.waitpid(post.pid, 0)
+            self._on_death(post, status, "hung")
+
+    def _is_hung(self, seat: Seat) -> bool:
+        reading = seat.read()
+        limit = self._stall_seconds
+        if reading.state == State.WAITING:
+            limit = min(limit, LOST_HEARTBEAT_SECONDS)
+        return reading.since > limit
+
+    def _on_death(self, post: Post, status: int, cause: str = "") -> None:
+        if post.is_group:
+            _end_group(post.pid)
+        post.pid = 0
+        code = os.waitstatus_to_exitcode(status)
+        cause = cause or describe_exit(code)
+        words = post.seat.take_last_words()
+        is_drained = bool(self.draining) and code in _DRAINED
+        if (code == 0 or is_drained) and cause != "hung":
+            post.is_finished = True
+            post.seat.enter(State.FINISHED)
+            return
+        if words and words["error"]:
+            raise _error_of(words)
+        self._count_death(post, cause, words)
+        log.warning("%s died (%s) and is started again", post.seat.name, cause)
+        post.settle(cause)
+        post.seat.add(Counter.RESTARTS, 1)
+        self._fork(post)
+
+    def _count_death(self, post: Post, cause: str, words: dict[str, object] | None) -> None:
+        progress = self._progress()
+        post.deaths = 1 if progress > post.progress else post.deaths + 1
+        post.progress = progress
+        if post.deaths >= MAX_DEATHS:
+            tail = "\n  ".join(post.tail) or str((words or {}).get("message", "nothing"))
+            raise errors.WorkerDied(
+                f"{post.seat.name} died {post.deaths} times without progress, last: {cause}; "
+                f"it had printed:\n  {tail}"
+            )
+
+    # --- children -----------------------------------------------------------------------------
+
+    def _fork(self, post: Post) -> None:
+        post.seat.enter(State.STARTING)
+        read_end, write_end = os.pipe2(os.O_CLOEXEC)
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        pid = os.fork()
+        if pid == 0:
+            self._become_child(post, write_end)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+        os.close(write_end)
+        post.pid = pid
+        os.set_blocking(read_end, False)
+        self._selector.register(read_end, selectors.EVENT_READ, _LineReader(self, post, read_end))
+
+    def _become_child(self, post: Post, write_end: int) -> None:
+        code = errors.EvmpError.exit_code
+        try:
+            if post.is_group:
+                os.setpgid(0, 0)
+            signal.set_wakeup_fd(-1)
+            self._selector.close()
+            with open(os.devnull, "rb") as null:
+                os.dup2(null.fileno(), 0)
+            os.dup2(write_end, 1)
+            os.dup2(write_end, 2)
+            logs.to_stderr()
+            for signum in _SIGNALS:
+                signal.signal(signum, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            code = post.run()
+        finally:
+            exit_now(code)
+
+    def on_line(self, post: Post, line: str) -> None:
+        """Take a line that the process in `post` has printed."""
+        post.tail.append(line)
+        self._emit(f"{post.seat.name} {line}")
+
+    def forget(self, fd: int) -> None:
+        """Stop listening to a pipe whose writers are all gone."""
+        self._selector.unregister(fd)
+        os.close(fd)
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def _end_all(self) -> None:
+        """Leave no child behind: wait a moment, then kill."""
+        deadline = time.monotonic() + self._grace_seconds
+        alive = [post for post in self._posts if post.pid]
+        while alive and time.monotonic() < deadline:
+            for key, _ in self._selector.select(0.02):
+                key.data()
+            alive = [post for post in alive if not self._reap(post, os.WNOHANG)]
+            if len(self._signals) > 0:
+                break
+        for post in alive:
+            os.kill(post.pid, signal.SIGKILL)
+            self._reap(post, 0)
+        for key in list(self._selector.get_map().values()):
+            key.data()
+
+    def _reap(self, post: Post, options: int) -> bool:
+        pid, _ = os.waitpid(post.pid, options)
+        if pid:
+            if post.is_group:
+                _end_group(post.pid)
+            post.pid = 0
+        return bool(pid)
+
+    # --- signals ------------------------------------------------------------------------------
+
+    def _install_signals(self) -> dict[int, object]:
+        """Let handlers only note the signal; the loop acts."""
+        read_end, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._selector.register(read_end, selectors.EVENT_READ, lambda: _empty(read_end))
+        self._wakeup = (read_end, write_end, signal.set_wakeup_fd(write_end))
+
+        def note(signum: int, frame: FrameType | None) -> None:
+            if signum != signal.SIGCHLD:
+                self._signals.append(signum)
+
+        return {signum: signal.signal(signum, note) for signum in (*_SIGNALS, signal.SIGCHLD)}
+
+    def _restore_signals(self, previous: dict[int, object]) -> None:
+        read_end, write_end, wakeup = self._wakeup
+        signal.set_wakeup_fd(wakeup)
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)  # type: ignore[arg-type]
+        os.close(read_end)
+        os.close(write_end)
+
+
+class _LineReader:
+    """Cuts what a child prints into lines."""
+
+    def __init__(self, supervisor: Supervisor, post: Post, fd: int) -> None:
+        self._supervisor, self._post, self._fd = supervisor, post, fd
+        self._rest = b""
+
+    def __call__(self) -> None:
+        try:
+            chunk = os.read(self._fd, 1 << 16)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            chunk = b""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if not chunk or len(self._rest) > MAX_LINE_BYTES:
+            lines, self._rest = [*lines, self._rest], b""
+        for line in filter(None, lines):
+            text = line[:MAX_LINE_BYTES].decode("utf-8", "replace").rstrip()
+            self._supervisor.on_line(self._post, text)
+        if not chunk:
+            self._supervisor.forget(self._fd)
+
+
+def describe_exit(code: int) -> str:
+    """Return in words how a process ended, from os.waitstatus_to_exitcode."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else ""
+    name = name or f"signal {-code}"
+    return f"{name}, out of memory?" if -code == signal.SIGKILL else name
+
+
+def _error_of(words: dict[str, object]) -> errors.EvmpError:
+    """Return the exception that a child's last words tell of."""
+    kind = getattr(errors, str(words["error"]), errors.EvmpError)
+    error: errors.EvmpError = kind(str(words["message"]))
+    return error
+
+
+def _empty(fd: int) -> None:
+    with suppress(BlockingIOError):
+        while os.read(fd, 4096):
+            continue
+
+
+def _end_group(pgid: int) -> None:
+    """Kill what is left of a process group, and reap it where it has become ours."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pgid, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        while True:
+            os.waitpid(-pgid, 0)

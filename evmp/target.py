@@ -1,0 +1,186 @@
+"""Where the result goes, and what stands there already.
+
+    out/result.jsonl             the result; it appears in one step, whole
+    out/result.jsonl.evmp/       the staging place, while the job is unfinished
+    out/result.jsonl.evmp.json   the record of the run that made the result
+
+For a partition, `out/table/pt=1`, the two others stand beside the table, not within it, where every
+reader of the table would see them: `out/table.pt=1.evmp`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evmp.errors import SinkError
+from evmp.ledger import Ledger
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+
+
+class Target:
+    """The place of a job's result.
+
+    Args:
+        path: of the result, a file or, for a table, a directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        root, parts = path, list[str]()
+        while "=" in root.name:
+            parts.insert(0, root.name)
+            root = root.parent
+        stem = ".".join([root.name, *parts])
+        self.staging = root.with_name(f"{stem}.evmp")
+        self.record = root.with_name(f"{stem}.evmp.json")
+        self.ledger = Ledger(self.staging)
+
+    @classmethod
+    def of(cls, job: Job) -> Target:
+        """Return the place that a job names."""
+        return cls(Path(job.output_table or job.output_oss_file).absolute())
+
+    def finished(self) -> dict[str, Any] | None:
+        """Return the record of the run that made what stands here, or None.
+
+        Raises:
+            SinkError: when something stands here that no record tells of.
+        """
+        if self.ledger.exists():
+            return None
+        record = self._read_record()
+        if record is not None and record.get("result") == self._identity():
+            return record
+        if self.path.is_dir() and not any(self.path.iterdir()):
+            return None
+        if os.path.lexists(self.path):
+            raise SinkError(
+                f"output {self.path} exists and was not made by a run of this job; move it away, "
+                "name another output, or replace it with --fresh"
+            )
+        return None
+
+    def prepare(self) -> None:
+        """Make sure that the result can be written, before hours of work.
+
+        Raises:
+            SinkError: when it cannot.
+        """
+        try:
+            self.staging.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            probe = self.staging / f"probe-{uuid.uuid4().hex}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+        except OSError as error:
+            raise SinkError(
+                f"output {self.path} cannot be written: {error.strerror}: {error.filename}"
+            ) from error
+
+    def discard(self) -> None:
+        """Forget unfinished work and the record; the result itself stays until it is replaced."""
+        self.ledger.remove()
+        self.record.unlink(missing_ok=True)
+
+    def publish(self, merged: Path, record: dict[str, Any], *, replace: bool) -> None:
+        """Make `merged` the result, in one step, and leave the record beside it.
+
+        Args:
+            merged: the whole result, in the staging place.
+            record: of the run.
+            replace: whether the result may take the place of what stands there.
+
+        Raises:
+            SinkError: when something has appeared there meanwhile, or the step fails.
+        """
+        _sync(merged)
+        record = {**record, "result": _identity_of(merged)}
+        draft = self.staging / "record.json"
+        draft.write_text(json.dumps(record, indent=1) + "\n")
+        _sync(draft)
+        try:
+            self._move(merged, replace=replace)
+        except OSError as error:
+            raise SinkError(
+                f"output {self.path} cannot be put in place: {error.strerror}; "
+                "what was done is kept, run the same command again"
+            ) from error
+        self.settle()
+
+    def settle(self) -> bool:
+        """Finish a publish that died after the result was put in place.
+
+        Returns: whether the result that stands there is that of this staging place.
+        """
+        draft = self.staging / "record.json"
+        try:
+            record = json.loads(draft.read_bytes())
+        except (OSError, ValueError):
+            return False
+        if record.get("result") != self._identity():
+            return False
+        os.replace(draft, self.record)
+        return True
+
+    def _move(self, merged: Path, *, replace: bool) -> None:
+        if replace and os.path.lexists(self.path):
+            if merged.is_dir() or self.path.is_dir():
+                os.rename(self.path, self.staging / f"replaced-{uuid.uuid4().hex}")
+            else:
+                os.replace(merged, self.path)
+                return
+        if merged.is_dir():
+            os.rename(merged, self.path)
+        else:
+            os.link(merged, self.path)
+            os.unlink(merged)
+        _sync(self.path.parent)
+
+    def _read_record(self) -> dict[str, Any] | None:
+        try:
+            record = json.loads(self.record.read_bytes())
+        except (OSError, ValueError):
+            return None
+        return record if isinstance(record, dict) else None
+
+    def _identity(self) -> dict[str, int] | None:
+        try:
+            return _identity_of(self.path)
+        except OSError:
+            return None
+
+
+def _identity_of(path: Path) -> dict[str, int]:
+    """What tells a result from another: renaming keeps it, writing does not."""
+    status = os.stat(path)
+    size = status.st_size
+    if path.is_dir():
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return {"size": size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(fd)
+
+
+def delete(path: Path) -> None:
+    """Delete a file or a directory that may not be there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,171 @@
+"""The last stage: results in order into stage files, block by block, and blocks into the ledger.
+
+A batch is released when its rows are in the stage file, so a writer that has died is replaced
+without loss: its replacement cuts a torn end off, counts what is there, and skips those rows.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from evmp.errors import SinkError
+from evmp.ledger import Block, Ledger
+from evmp.metrics import Counter, Seat, State
+from evmp.report import Reasons
+from evmp.ring import Mark, Ring
+from evmp.sink import Record, Sink, open_sink
+from evmp.stage import claims
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from evmp.job import Job
+    from evmp.key import KeyField
+
+KEEP_BYTES: Final = 1 << 16  # memory that a row of the last ring may keep after a large result
+
+
+class Writer:
+    """Writes the rows of `results` to the ledger.
+
+    Args:
+        job, keys: what the output looks like, and the input's key columns.
+        ledger: where blocks are staged and committed.
+        blocks: of this worker, in the order in which the reader publishes them.
+        run: names the stage files of this worker's run; a replacement gets the same.
+        results: the last ring.
+        seat, number: where to count, and as whom to claim.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        keys: tuple[KeyField, ...],
+        ledger: Ledger,
+        blocks: Sequence[Block],
+        run: str,
+        results: Ring,
+        seat: Seat,
+        number: int,
+    ) -> None:
+        self._job, self._keys = job, keys
+        self._ledger, self._run = ledger, run
+        self._results, self._seat, self._number = results, seat, number
+        self._blocks = iter(blocks)
+        self._sink: Sink
+        self._block: _OpenBlock | None = None
+
+    def open(self) -> None:
+        """Load what the output format needs."""
+        self._sink = open_sink(self._job, self._keys)
+        self._results.populate(1)
+
+    def run(self) -> None:
+        """Write until the result ring has drained, and commit what has begun."""
+        for seq in claims(self._results, self._seat, self._number, ordered=True):
+            self._deliver(self._records(seq))
+            self._results.release(seq, self._number, KEEP_BYTES)
+        if self._block is not None:
+            self._commit(self._block)
+
+    def _records(self, seq: int) -> Iterable[Record]:
+        for n in self._results.rows(seq):
+            header = self._results.header(n)
+            if header.mark != Mark.EMPTY:
+                keys = pickle.loads(self._results.note(n))
+                failed = header.mark == Mark.ERROR
+                yield Record(header.row, keys, bytes(self._results.data(n)), failed)
+
+    def _deliver(self, records: Iterable[Record]) -> None:
+        """Append records to the stage files of their blocks, one write for each file."""
+        pending: list[Record] = []
+        for record in records:
+            if self._block is None or record.index >= self._block.stop:
+                self._append(pending)
+                pending = []
+                self._open_block(record.index)
+            pending.append(record)
+        self._append(pending)
+
+    def _append(self, records: list[Record]) -> None:
+        if self._block is None:
+            return
+        written = self._block.append(self._sink, records)
+        self._seat.add(Counter.ROWS, len(written))
+        self._seat.add(Counter.FAILED, sum(record.failed for record in written))
+        self._seat.add(Counter.BYTES, sum(len(record.result) for record in written))
+        if self._block.is_whole:
+            self._commit(self._block)
+
+    def _open_block(self, row: int) -> None:
+        if self._block is not None:
+            self._commit(self._block)
+        block = next(block for block in self._blocks if row < block.stop)
+        stage = self._ledger.stage(self._run, block.start)
+        is_done = self._ledger.is_committed(block.start)
+        self._block = _OpenBlock(block, stage, self._sink, is_done=is_done)
+
+    def _commit(self, block: _OpenBlock) -> None:
+        self._block = None
+        if block.finish():
+            self._seat.enter(State.BUSY)
+            try:
+                reasons = block.reasons.as_dict()
+                self._ledger.commit(block.path, block.done, block.n_failed, reasons)
+            except OSError as error:
+                raise SinkError(
+                    f"block of row {block.done.start} cannot be committed: {error}"
+                ) from error
+
+
+class _OpenBlock:
+    """The block whose rows arrive now, and its stage file."""
+
+    def __init__(self, block: Block, path: Path, sink: Sink, *, is_done: bool) -> None:
+        self._start, self.stop = block.start, block.stop
+        self.path = path
+        self.n_failed = 0
+        self.reasons = Reasons()
+        self._file: BinaryIO | None = None
+        self._next = block.stop if is_done else block.start
+        if not is_done:
+            n_rows, self.n_failed = sink.recover(path)
+            self._next = block.start + n_rows
+            self.reasons.add_unknown(block.start, self.n_failed)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+
+    @property
+    def done(self) -> Block:
+        """The rows that the stage file holds."""
+        return Block(self._start, self._next)
+
+    @property
+    def is_whole(self) -> bool:
+        return self._next == self.stop
+
+    def append(self, sink: Sink, records: list[Record]) -> list[Record]:
+        """Append the records that the file does not hold yet. Returns those."""
+        new = [record for record in records if record.index >= self._next]
+        if new and self._file is not None:
+            assert new[0].index == self._next, "a row was lost or came twice"
+            sink.append(self._file, new)
+            self._next = new[-1].index + 1
+            for record in new:
+                if record.failed:
+                    self.n_failed += 1
+                    self.reasons.add(record.index, record.result)
+        return new
+
+    def finish(self) -> bool:
+        """Close the file. Returns whether it holds rows that are to be committed."""
+        if self._file is None:
+            return False
+        self._file.close()
+        self._file = None
+        if self._next > self._start:
+            return True
+        os.unlink(self.path)
+        return False

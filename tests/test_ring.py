@@ -1,0 +1,219 @@
+"""The ring: rows in, rows out, in their places, whoever dies in between."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from evmp.ring import MAX_ATTEMPTS, Header, Mark, Ring, RingDrained, RingStopped
+
+PRODUCER, CONSUMER, OTHER = 1, 2, 3
+
+
+def put(ring: Ring, n: int) -> None:
+    ring.put(n, Header(row=n), b"row %d" % n)
+
+
+def test_row_comes_out_as_it_went_in() -> None:
+    ring = Ring("test", 2, 1, 100)
+    ring.put(0, Header(row=7, next=8, mark=Mark.DATA, kind=2, height=3, width=4), b"payload")
+
+    seq = ring.claim(CONSUMER, 0.0)
+
+    assert seq == 0
+    assert ring.header(0) == Header(7, 8, 7, Mark.DATA, 2, 3, 4)
+    assert bytes(ring.data(0)) == b"payload"
+
+
+def test_batch_is_claimed_when_its_last_row_is_committed() -> None:
+    ring = Ring("test", 2, 3, 100)
+    put(ring, 2)
+    put(ring, 0)
+    assert ring.claim(CONSUMER, 0.0) is None
+
+    put(ring, 1)
+
+    assert ring.claim(CONSUMER, 0.0) == 0
+    assert ring.claim(OTHER, 0.0) is None
+
+
+@pytest.mark.parametrize("n_rows", [1, 63, 64, 65, 200])
+def test_laps_reuse_slots_without_clearing(n_rows: int) -> None:
+    ring = Ring("test", 2, n_rows, 16)
+    for seq in range(7):
+        for n in ring.rows(seq):
+            assert ring.is_open(n)
+            assert not ring.is_done(n)
+            put(ring, n)
+        assert ring.claim(CONSUMER, 0.0) == seq
+        assert [bytes(ring.data(n)) for n in ring.rows(seq)] == [
+            b"row %d" % n for n in ring.rows(seq)
+        ]
+        ring.release(seq, CONSUMER)
+        assert all(ring.is_done(n) for n in ring.rows(seq))
+
+
+def test_full_ring_is_not_open_until_release() -> None:
+    ring = Ring("test", 2, 1, 16)
+    put(ring, 0)
+    put(ring, 1)
+    assert not ring.is_open(2)
+    assert not ring.wait_open(2, 0.01)
+
+    ring.claim(CONSUMER, 0.0)
+    ring.release(0, CONSUMER)
+
+    assert ring.is_open(2)
+
+
+def test_commit_twice_is_commit_once() -> None:
+    ring = Ring("test", 2, 2, 16)
+    put(ring, 0)
+    put(ring, 0)
+    assert ring.claim(CONSUMER, 0.0) is None
+
+
+def test_commit_without_a_place_is_refused() -> None:
+    ring = Ring("test", 2, 1, 16)
+    with pytest.raises(RuntimeError, match="no place"):
+        ring.commit(2)
+
+
+def test_release_by_another_seat_is_refused() -> None:
+    ring = Ring("test", 2, 1, 16)
+    put(ring, 0)
+    ring.claim(CONSUMER, 0.0)
+    with pytest.raises(RuntimeError, match="does not hold"):
+        ring.release(0, OTHER)
+
+
+def test_ordered_consumer_waits_for_the_oldest_batch() -> None:
+    ring = Ring("test", 4, 1, 16)
+    put(ring, 1)
+    assert ring.claim(CONSUMER, 0.0, ordered=True) is None
+    assert ring.claim(OTHER, 0.0) == 1
+
+    put(ring, 0)
+
+    assert ring.claim(CONSUMER, 0.0, ordered=True) == 0
+
+
+def test_closed_ring_is_drained_when_all_is_released() -> None:
+    ring = Ring("test", 2, 1, 16)
+    put(ring, 0)
+    ring.close(1)
+    ring.claim(CONSUMER, 0.0)
+    assert ring.claim(OTHER, 0.0) is None
+
+    ring.release(0, CONSUMER)
+
+    with pytest.raises(RingDrained):
+        ring.claim(OTHER, 0.0)
+
+
+def test_stopped_ring_lets_nobody_wait() -> None:
+    ring = Ring("test", 2, 1, 16)
+    ring.stop()
+    with pytest.raises(RingStopped):
+        ring.claim(CONSUMER, 60.0)
+    with pytest.raises(RingStopped):
+        ring.wait_open(5, 60.0)
+
+
+def test_note_and_data_share_the_payload() -> None:
+    ring = Ring("test", 2, 1, 16)
+    ring.set_note(0, b"key")
+    ring.put(0, Header(row=0), b"value")
+
+    assert bytes(ring.note(0)) == b"key"
+    assert bytes(ring.data(0)) == b"value"
+    assert ring.room(0) == 13
+
+
+def test_memory_of_a_large_row_goes_back() -> None:
+    ring = Ring("test", 2, 1, 64 << 20)
+    ring.put(0, Header(row=0), bytes(range(256)) * (128 << 10))
+    ring.claim(CONSUMER, 0.0)
+
+    ring.release(0, CONSUMER, keep_bytes=4096)
+
+    assert bytes(ring.payload(0)[: 1 << 20]).count(0) > (1 << 20) - 3 * 4096
+
+
+def test_batch_of_the_dead_goes_to_the_next() -> None:
+    ring = Ring("test", 2, 1, 16)
+    put(ring, 0)
+    ring.claim(CONSUMER, 0.0)
+
+    ring.recover(CONSUMER, is_done=lambda n: False, fail=None)
+
+    assert ring.claim(OTHER, 0.0) == 0
+    assert ring.peek(0)[2] == 1
+
+
+def test_batch_that_was_done_before_the_death_is_released() -> None:
+    ring = Ring("test", 2, 1, 16)
+    put(ring, 0)
+    ring.claim(CONSUMER, 0.0)
+
+    ring.recover(CONSUMER, is_done=lambda n: True, fail=None)
+
+    assert ring.is_open(2)
+
+
+def test_only_the_row_that_kills_is_given_up() -> None:
+    ring = Ring("test", 2, 4, 16)
+    for n in range(4):
+        put(ring, n)
+    done = {0}
+    given_up = []
+
+    def fail(n: int) -> None:
+        given_up.append(n)
+        done.add(n)
+
+    for _ in range(MAX_ATTEMPTS):
+        assert ring.claim(CONSUMER, 0.0) == 0
+        ring.recover(CONSUMER, done.__contains__, fail)
+
+    assert given_up == [1]
+    assert ring.claim(CONSUMER, 0.0) == 0
+    assert ring.peek(0)[2] == 1
+
+
+def test_waiting_consumer_is_woken_by_another_process() -> None:
+    ring = Ring("test", 2, 1, 16)
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(0.05)
+        put(ring, 0)
+        os._exit(0)
+
+    assert ring.claim(CONSUMER, 30.0) == 0
+    os.waitpid(pid, 0)
+
+
+def test_claim_survives_sigkill_of_its_process() -> None:
+    ring = Ring("test", 2, 1, 16)
+    put(ring, 0)
+    pid = os.fork()
+    if pid == 0:
+        ring.claim(CONSUMER, 0.0)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert ring.claim(OTHER, 0.0) is None
+
+    ring.recover(CONSUMER, is_done=lambda n: False, fail=None)
+
+    assert ring.claim(OTHER, 0.0) == 0
+
+
+@pytest.mark.parametrize(
+    "geometry", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (1 << 33, 1, 1), (1 << 16, 1 << 16, 1 << 40)]
+)
+def test_impossible_geometry_is_refused(geometry: tuple[int, int, int]) -> None:
+    with pytest.raises(ValueError, match="no ring of"):
+        Ring("test", *geometry)
