@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # The build runs in .venv itself, so that setuptools is the pinned one, too.
 INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation --editable
 
@@ -16,11 +16,11 @@ demo: $(VENV)/run out/demo/.built
 	@$(BIN)/python config/demo.py tell out/demo/result.jsonl
 
 ## test: run the tests; make test ARGS="--slow -k ring" passes ARGS to pytest
-test: $(VENV)/test
+test: $(VENV)/run $(VENV)/test
 	$(BIN)/python -m pytest $(ARGS)
 
 ## bench: run every benchmark
-bench: $(VENV)/test
+bench: $(VENV)/run $(VENV)/test
 	set -e; for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
 
 ## style: check lint and format
@@ -52,11 +52,11 @@ $(VENV)/run: $(VENV)/created $(SOURCES)
 	$(INSTALL) .
 	@touch $@
 
-$(VENV)/test: $(VENV)/run
+$(VENV)/test: pyproject.toml constraints.txt | $(VENV)/run
 	$(INSTALL) '.[test]'
 	@touch $@
 
-$(VENV)/dev: $(VENV)/run
+$(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/run
 	$(INSTALL) '.[dev]'
 	@touch $@
 
