@@ -61,6 +61,15 @@ def format_path(path: KeyPath) -> str:
     return text.removeprefix(".")
 
 
+def is_utf8(text: str) -> bool:
+    """Tell whether the text can be written as UTF-8, that is, holds no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_document(path: str | Path) -> Document:
     """Read the file.
 
@@ -180,6 +189,8 @@ class _Walk:
 
     def _scalar(self, node: yaml.ScalarNode) -> Any:
         if node.tag in _TEXTS:
+            if not is_utf8(node.value):
+                raise self._fatal(node, "not UTF-8: a surrogate without its pair")
             return node.value
         if node.tag not in _SCALARS:
             raise self._fatal(node, f"the tag {node.tag} is not supported")

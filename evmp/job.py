@@ -20,7 +20,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationInfo, model_validator
 from typing_extensions import Self
 
-from evmp.document import Document, parse_value, read_document
+from evmp.document import Document, is_utf8, parse_value, read_document
 from evmp.errors import ConfigError, Problem
 from evmp.rule import AVAILABLE_MODEL_TYPES, clashes
 from evmp.setting import (
@@ -285,6 +285,8 @@ def _override(document: Document, overrides: Sequence[str]) -> Document:
         elif name not in Job.model_fields:
             hint = nearest(name, Job.model_fields)
             problems.append(Problem("unknown key" + hint, name, "-D"))
+        elif not is_utf8(text):
+            problems.append(Problem("not UTF-8", name, "-D"))
         else:
             values[name] = _override_value(name, text)
     names = {override.partition("=")[0] for override in overrides}

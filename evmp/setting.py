@@ -225,7 +225,9 @@ def _message(
         case "value_error":
             return str(item["ctx"]["error"])
     value = item["input"]
-    hint = nearest(value, node["enum"]) if "enum" in node and isinstance(value, str) else ""
+    hint = (
+        nearest(value, map(str, node["enum"])) if "enum" in node and isinstance(value, str) else ""
+    )
     return f"got {show(value)}, expected {expected(node)}{hint}"
 
 
