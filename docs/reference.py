@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from evmp.job import Job, job_schema
-from evmp.model.package import ModelFile, ModelInput, ModelOutput, package_schema
+from evmp.model.spec import ModelFile, ModelInput, ModelOutput, package_schema
 from evmp.setting import Trait, expected, trait_of
 
 ROOT = Path(__file__).resolve().parent.parent

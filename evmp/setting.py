@@ -1,6 +1,6 @@
 """Settings with a unit, a range and a meaning, and messages that name key, line and remedy.
 
-`key` declares one setting of a pydantic model (`evmp.job.Job`, `evmp.model.package.ModelFile`),
+`key` declares one setting of a pydantic model (`evmp.job.Job`, `evmp.model.spec.ModelFile`),
 `build` turns a Document into that model, and the JSON schemas and the reference tables are read
 off the same declarations. `build` reports everything wrong at once: pydantic stops before the rules
 that join several keys, so after a failure it runs those again over the keys that were right.
@@ -220,7 +220,7 @@ def _message(
         case "extra_forbidden":
             _, parent = _walk_schema(schema, path[:-1])
             return "unknown key" + nearest(str(path[-1]), parent.get("properties", {}))
-        case "missing" if "description" in node:
+        case "missing" if isinstance(item["loc"][-1], str):
             return f"required but missing, expected {node.get('description') or expected(node)}"
         case "value_error":
             return str(item["ctx"]["error"])

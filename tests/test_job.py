@@ -14,13 +14,13 @@ from evmp.errors import ConfigError
 from evmp.job import Job, job_schema, load_job
 from evmp.setting import trait_of
 
-LEAST = {
+LEAST: dict[str, Any] = {
     "model_path": "model",
     "model_type": "classifier",
     "input_table": "in.parquet",
     "output_table": "out.parquet",
 }
-FILES = {
+FILES: dict[str, Any] = {
     "model_path": "model",
     "model_type": "classifier",
     "input_oss_file": "in.txt",

@@ -1,0 +1,171 @@
+"""What a model.yaml may say: its keys, their defaults and the rules that join them.
+
+Pixels reach the model as `(x * scale - mean) / std` by channel, with x in [0, 255] and the channels
+in `color_order`; with the default scale of 1/255 and ImageNet's mean and std that is what
+torchvision's weights expect. docs/model-package.md is the manual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    model_validator,
+)
+from typing_extensions import Self
+
+from evmp.rule import AVAILABLE_MODEL_TYPES
+from evmp.setting import Clash, Integer, Number, from_text, key, raise_clashes, schema_of, show
+from evmp.value import ModelType
+
+# torchvision resizes to 256 and crops 224; other sizes keep that proportion.
+CROP_FRACTION = 224 / 256
+
+PACKAGE, INPUT, OUTPUT = "Package", "Input", "Output"
+
+
+def _triple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fraction(value: object) -> object:
+    """Read `1/255`, which no decimal fraction is equal to."""
+    if not isinstance(value, str):
+        return value
+    above, _, below = value.partition("/")
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        message = f"got {show(value)}, expected a number or a fraction such as 1/255"
+        raise ValueError(message) from None
+
+
+def _inside(value: str) -> str:
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts or "\0" in value:
+        raise ValueError(f"got {show(value)}, expected a file inside the package")
+    return value
+
+
+Fraction = Annotated[
+    float,
+    Field(strict=True, allow_inf_nan=False),
+    BeforeValidator(_fraction, json_schema_input_type=float | str),
+]
+Triple = Annotated[tuple[Number, Number, Number], BeforeValidator(_triple)]
+Divisor = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0), from_text(float)]
+Divisors = Annotated[tuple[Divisor, Divisor, Divisor], BeforeValidator(_triple)]
+Level = Annotated[int, Field(strict=True, ge=0, le=255), from_text(int)]
+Color = Annotated[tuple[Level, Level, Level], BeforeValidator(_triple)]
+InnerFile = Annotated[str, AfterValidator(_inside)]
+Label = Annotated[str, Field(min_length=1)]
+Labels = Annotated[InnerFile | tuple[Label, ...], BeforeValidator(_triple)]
+
+
+class ModelInput(BaseModel):
+    """How an image becomes the model's input."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    height: Integer = key(INPUT, 224, "rows of the input", unit="pixels", ge=1, le=8192)
+    width: Integer = key(INPUT, 224, "columns of the input", unit="pixels", ge=1, le=8192)
+    resize: Literal["short_side", "stretch", "letterbox"] = key(
+        INPUT,
+        "short_side",
+        "how an image becomes that size",
+    )
+    resize_size: Integer = key(
+        INPUT,
+        0,
+        "the shorter side before the crop; 0 is 256/224 of the larger of `height` and `width`",
+        unit="pixels",
+        ge=0,
+        le=16384,
+    )
+    interpolation: Literal["bilinear", "bicubic"] = key(
+        INPUT, "bilinear", "the filter, antialiased when it shrinks"
+    )
+    pad_color: Color = key(INPUT, (0, 0, 0), "the red, green and blue around a letterboxed image")
+    color_order: Literal["rgb", "bgr"] = key(INPUT, "rgb", "the order of the model's channels")
+    scale: Fraction = key(INPUT, 1 / 255, "the factor of pixel values; `1/255` may be so written")
+    mean: Triple = key(
+        INPUT, (0.485, 0.456, 0.406), "taken off the scaled values, by channel in `color_order`"
+    )
+    std: Divisors = key(
+        INPUT, (0.229, 0.224, 0.225), "what they are then divided by, by channel in `color_order`"
+    )
+
+    @property
+    def short_side(self) -> int:
+        """The shorter side in pixels before the crop; for `resize: short_side` only."""
+        return self.resize_size or round(max(self.height, self.width) / CROP_FRACTION)
+
+
+class ModelOutput(BaseModel):
+    """How the model's output becomes a result."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    activation: Literal["softmax", "sigmoid", "none"] = key(
+        OUTPUT, "softmax", "what turns the output into probabilities; `none` where it holds them"
+    )
+    labels: Labels = key(
+        OUTPUT,
+        "",
+        "the class names: a list, or a file in the package with one name a line; by default "
+        "classes are named by their numbers",
+    )
+    label_offset: Integer = key(
+        OUTPUT, 0, "the class of the first label; 1 where class 0 is the background", ge=0, le=1000
+    )
+
+
+class ModelFile(BaseModel):
+    """What model.yaml may say."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model_type: ModelType = key(
+        PACKAGE, ..., "what the model does; a job must say the same", example="classifier"
+    )
+    weights: InnerFile = key(PACKAGE, "model.pt", "the file with the weights", min_length=1)
+    precision: Literal["fp32", "fp16", "bf16"] = key(
+        PACKAGE, "fp32", "the arithmetic the model runs in"
+    )
+    input: ModelInput = key(PACKAGE, ModelInput(), "how an image becomes the model's input")
+    output: ModelOutput = key(PACKAGE, ModelOutput(), "how the model's output becomes a result")
+
+    @model_validator(mode="after")
+    def _consistent(self, info: ValidationInfo) -> Self:
+        raise_clashes(_clashes(self), info)
+        return self
+
+
+def package_schema() -> dict[str, Any]:
+    """Return the JSON schema of model.yaml."""
+    return {**schema_of(ModelFile), "title": "evmp model package"}
+
+
+def _clashes(spec: ModelFile) -> Iterator[Clash]:
+    given, least = spec.input.resize_size, max(spec.input.height, spec.input.width)
+    if spec.input.resize == "short_side" and 0 < given < least:
+        message = f"got {given}, expected 0 or at least {least}, the larger of height and width"
+        yield Clash(("input.resize_size",), message)
+    for name, mode in (("resize_size", "short_side"), ("pad_color", "letterbox")):
+        default = ModelInput.model_fields[name].default
+        if spec.input.resize != mode and getattr(spec.input, name) != default:
+            message = f"set with resize: {spec.input.resize}, expected only with {mode}"
+            yield Clash((f"input.{name}",), message)
+    if spec.output.label_offset and not spec.output.labels:
+        yield Clash(("output.label_offset",), "set without labels, expected labels as well")
+    if spec.model_type not in AVAILABLE_MODEL_TYPES:
+        message = f"{spec.model_type} is not available in this version, expected "
+        yield Clash(("model_type",), message + " or ".join(AVAILABLE_MODEL_TYPES))

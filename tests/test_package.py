@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from evmp.errors import ConfigError, ModelError
+from evmp.model.package import ModelPackage, check_model_type, load_package
+
+WHOLE = """\
+weights: sub/net.ts
+precision: bf16
+input:
+  height: 300
+  width: "400"
+  resize: letterbox
+  interpolation: bicubic
+  pad_color: [1, 2, 3]
+  color_order: bgr
+  scale: 1/128
+  mean: [1, 1, 1]
+  std: [2, 2, 2]
+output:
+  activation: sigmoid
+  labels: [cat, dog]
+  label_offset: 1
+"""
+
+
+def make(folder: Path, model_yaml: str | None = "model_type: classifier\n", **files: str) -> Path:
+    """Write a package; files are named with `_` for the dot."""
+    folder.mkdir(exist_ok=True)
+    (folder / "model.pt").write_bytes(b"weights")
+    if model_yaml is not None:
+        (folder / "model.yaml").write_text(model_yaml, "utf-8")
+    for name, content in files.items():
+        (folder / name.replace("_", ".")).write_text(content, "utf-8")
+    return folder
+
+
+def load(folder: Path, model_yaml: str, **files: str) -> ModelPackage:
+    return load_package(make(folder / "model", f"model_type: classifier\n{model_yaml}", **files))
+
+
+def problems(folder: Path, model_yaml: str, **files: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(folder, model_yaml, **files)
+    return str(caught.value).replace(f"{folder}/model/", "").splitlines()
+
+
+def test_the_defaults_are_torchvisions_for_imagenet(tmp_path: Path) -> None:
+    package = load_package(make(tmp_path / "model"))
+
+    assert package.weights == tmp_path / "model" / "model.pt"
+    assert (package.model_type, package.precision, package.labels) == ("classifier", "fp32", ())
+    assert (package.input.height, package.input.width) == (224, 224)
+    assert (package.input.resize, package.input.short_side) == ("short_side", 256)
+    assert package.input.scale == 1 / 255
+    assert package.input.mean == (0.485, 0.456, 0.406)
+    assert package.input.std == (0.229, 0.224, 0.225)
+    assert package.output.activation == "softmax"
+
+
+def test_a_single_pt_file_is_a_package_with_the_defaults(tmp_path: Path) -> None:
+    with_yaml = load_package(make(tmp_path / "model")).fingerprint()
+    (tmp_path / "model" / "model.yaml").unlink()
+    (tmp_path / "model" / "model.pt").rename(tmp_path / "model" / "resnet.pt")
+
+    for path in (tmp_path / "model", tmp_path / "model" / "resnet.pt"):
+        package = load_package(path)
+        assert package.weights == tmp_path / "model" / "resnet.pt"
+        assert package.fingerprint() == with_yaml
+
+
+def test_a_model_yaml_beside_the_named_weights_counts(tmp_path: Path) -> None:
+    folder = make(tmp_path / "model", "model_type: classifier\ninput: {height: 32}\n", v2_pt="v2")
+
+    package = load_package(folder / "v2.pt")
+
+    assert package.input.height == 32
+    assert package.weights == folder / "v2.pt"
+
+
+def test_everything_that_may_be_said_is_read(tmp_path: Path) -> None:
+    (tmp_path / "model" / "sub").mkdir(parents=True)
+    (tmp_path / "model" / "sub" / "net.ts").touch()
+
+    package = load(tmp_path, WHOLE)
+
+    assert package.weights == tmp_path / "model" / "sub" / "net.ts"
+    assert package.precision == "bf16"
+    assert package.input.model_dump() == {
+        "height": 300,
+        "width": 400,
+        "resize": "letterbox",
+        "resize_size": 0,
+        "interpolation": "bicubic",
+        "pad_color": (1, 2, 3),
+        "color_order": "bgr",
+        "scale": 1 / 128,
+        "mean": (1.0, 1.0, 1.0),
+        "std": (2.0, 2.0, 2.0),
+    }
+    assert package.class_names(3) == ("background", "cat", "dog")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "given", "short_side"),
+    [(224, 224, 0, 256), (224, 224, 224, 224), (299, 299, 0, 342), (64, 128, 0, 146)],
+)
+def test_the_short_side_keeps_the_usual_proportion(
+    tmp_path: Path, height: int, width: int, given: int, short_side: int
+) -> None:
+    text = f"input: {{height: {height}, width: {width}, resize_size: {given}}}\n"
+
+    assert load(tmp_path, text).input.short_side == short_side
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("wieghts: x", "wieghts: unknown key, did you mean weights?"),
+        ("input: 5", "input: got 5, expected a mapping"),
+        ("input: {heigth: 5}", "input.heigth: unknown key, did you mean height?"),
+        ("input: {height: 0}", "input.height: got 0, expected an integer from 1 to 8192"),
+        ("input: {resize: crop}", 'input.resize: got "crop", expected short_side, stretch or let'),
+        ("input: {resize_size: 200}", "input.resize_size: got 200, expected 0 or at least 224, th"),
+        ("input: {mean: [1, 2]}", "input.mean: got [1, 2], expected a list of 3 numbers"),
+        ("input: {mean: [1, 2, 3, 4]}", "input.mean: got [1, 2, 3, 4], expected a list of 3 numb"),
+        ("input: {mean: 0.5}", "input.mean: got 0.5, expected a list of 3 numbers"),
+        ("input: {mean: [1, x, 3]}", 'input.mean[1]: got "x", expected a number'),
+        ("input: {std: [1, 0, 1]}", "input.std[1]: got 0, expected a number above 0"),
+        ("input: {scale: 1/0}", 'input.scale: got "1/0", expected a number or a fraction such as'),
+        ("input: {scale: .inf}", "input.scale: got Infinity, expected a number"),
+        ("input: {pad_color: [0, 0, 256]}", "input.pad_color[2]: got 256, expected an integer fr"),
+        ("input: {pad_color: [0, 0, 9]}", "input.pad_color: set with resize: short_side, expect"),
+        ("input: {resize: stretch, resize_size: 256}", "input.resize_size: set with resize: stre"),
+        ("output: {label_offset: 1}", "output.label_offset: set without labels, expected labels"),
+        ("output: {labels: [a, 5]}", 'output.labels: got ["a", 5], expected text or a list'),
+        ("output: {labels: no.txt}", "output.labels: no.txt: cannot be read: no such file"),
+        ("output: {labels: ../labels.txt}", 'output.labels: got "../labels.txt", expected a file'),
+        ("output: {activation: relu}", 'output.activation: got "relu", expected softmax, sigmoid'),
+        ("weights: /etc/passwd", 'weights: got "/etc/passwd", expected a file inside the package'),
+        ("weights: a/../../b", 'weights: got "a/../../b", expected a file inside the package'),
+        ("weights: b.pt", 'weights: "b.pt" is not a file in '),
+        ("precision: int8", 'precision: got "int8", expected fp32, fp16 or bf16'),
+    ],
+)
+def test_a_wrong_value_is_said_with_its_line(tmp_path: Path, line: str, message: str) -> None:
+    (found,) = problems(tmp_path, line + "\n")
+
+    assert found.startswith(f"model.yaml:2: {message}")
+
+
+def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
+    text = "input:\n  width: x\n  width: 3\n  resize_size: 1\noutput:\n  label_offset: 1\nx: 1\n"
+
+    assert [problem.split(": ")[0] for problem in problems(tmp_path, text)] == [
+        "model.yaml:3",
+        "model.yaml:4",
+        "model.yaml:7",
+        "model.yaml:8",
+    ]
+
+
+def test_a_model_type_is_required_and_must_be_one_that_works(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model_type: required but missing"):
+        load_package(make(tmp_path / "a", "precision: fp16\n"))
+    with pytest.raises(ConfigError, match="model_type: detector is not available in this version"):
+        load_package(make(tmp_path / "b", "model_type: detector\n"))
+    with pytest.raises(ConfigError, match=r"model.yaml: empty"):
+        load_package(make(tmp_path / "c", ""))
+
+
+def test_labels_come_from_a_file_beside_it(tmp_path: Path) -> None:
+    package = load(tmp_path, "output: {labels: names.txt}\n", names_txt="\ufeffcat\r\n café \n\n")
+
+    assert package.labels == ("cat", "café")
+    assert package.class_names(2) == ("cat", "café")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cat\n\ndog\n", "line 2 is empty, expected a name"),
+        (b"\n\n", "no names"),
+        (b"", "no names"),
+        (b"cat\ncaf\xe9\n", "not UTF-8: byte 0xe9"),
+    ],
+)
+def test_a_damaged_file_of_labels_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    make(tmp_path / "model")
+    (tmp_path / "model" / "names.txt").write_bytes(content)
+
+    (found,) = problems(tmp_path, "output: {labels: names.txt}\n")
+
+    assert found.startswith("model.yaml:2: output.labels: names.txt:")
+    assert message in found
+
+
+def test_classes_without_labels_are_named_by_their_numbers(tmp_path: Path) -> None:
+    assert load(tmp_path, "").class_names(3) == ("0", "1", "2")
+
+
+def test_labels_must_be_as_many_as_classes(tmp_path: Path) -> None:
+    package = load(tmp_path, "output: {labels: [cat, dog]}\n")
+
+    with pytest.raises(ModelError, match="has 3 classes, but there are 2 labels from class 0 on"):
+        package.class_names(3)
+
+
+def test_a_name_listed_twice_is_told_apart_by_its_class(tmp_path: Path) -> None:
+    package = load(tmp_path, "output: {labels: [crane, dog, crane]}\n")
+
+    assert package.class_names(3) == ("crane (0)", "dog", "crane (2)")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "got no model.yaml and 0 *.pt files, expected a model.yaml or one *.pt file"),
+        (["a.pt", "b.pt"], "got no model.yaml and 2 *.pt files (a.pt, b.pt), expected"),
+        (["a.onnx"], "got no model.yaml and 0 *.pt files, expected"),
+    ],
+)
+def test_a_folder_without_exactly_one_model_is_refused(
+    tmp_path: Path, names: list[str], message: str
+) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+
+    with pytest.raises(ModelError) as caught:
+        load_package(tmp_path)
+    assert message in str(caught.value)
+
+
+def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").touch()
+
+    with pytest.raises(ModelError, match="none: no such file or directory; correct model_path"):
+        load_package(tmp_path / "none")
+    with pytest.raises(ModelError, match=r"model.onnx: expected a directory or a \*.pt file"):
+        load_package(tmp_path / "model.onnx")
+
+
+def test_the_type_must_be_the_jobs(tmp_path: Path) -> None:
+    package = load(tmp_path, "")
+
+    check_model_type(package, "classifier")
+    with pytest.raises(ConfigError, match=r"model_type: got detector, but the package .* is a"):
+        check_model_type(package, "detector")
+
+
+def test_a_copy_is_the_same_model(tmp_path: Path) -> None:
+    original = load(tmp_path, "output: {labels: [a, b]}\n")
+    shutil.copytree(tmp_path / "model", tmp_path / "copy")
+    os.utime(tmp_path / "copy" / "model.pt", (1, 1))
+    (tmp_path / "copy" / "names.txt").write_text("a\nb\n")
+    (tmp_path / "copy" / "model.yaml").write_text(
+        "# Another way to say the same.\nmodel_type: classifier\noutput:\n  labels: names.txt\n"
+    )
+
+    assert load_package(tmp_path / "copy").fingerprint() == original.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("model_yaml", "weights", "what"),
+    [
+        ("", b"WEIGHTS", "weights"),
+        ("input: {color_order: bgr}\n", b"weights", "input"),
+        ("output: {labels: [a, c]}\n", b"weights", "labels"),
+        ("precision: fp16\n", b"weights", "precision"),
+    ],
+)
+def test_a_changed_model_has_another_fingerprint(
+    tmp_path: Path, model_yaml: str, weights: bytes, what: str
+) -> None:
+    before = load(tmp_path, "").fingerprint()
+
+    changed = load(tmp_path, model_yaml)
+    changed.weights.write_bytes(weights)
+    after = changed.fingerprint()
+
+    assert {name for name in after if after[name] != before[name]} == {what}
+
+
+def test_weights_that_vanished_are_said(tmp_path: Path) -> None:
+    package = load(tmp_path, "")
+    package.weights.unlink()
+
+    with pytest.raises(ModelError, match=r"model.pt: cannot be read: no such file or directory"):
+        package.fingerprint()
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = "import sys, evmp.model.package; print(*{'torch', 'numpy', 'pyarrow'} & {*sys.modules})"
+
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == ""
