@@ -16,6 +16,7 @@ expected and the remedy. Anything else that escapes is a bug in evmp and exits w
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass
 
 
@@ -89,8 +90,9 @@ class WorkerDied(EvmpError):
 class Interrupted(EvmpError):
     """A signal stopped the job; what was committed is kept and the job can be resumed."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by signal {signum}; run the same command again to resume")
+    def __init__(self, signum: int, where: str = "what was committed is kept") -> None:
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name}, {where}; run the same command again to go on")
         self.signum = signum
         self.exit_code = 128 + signum
 

@@ -205,6 +205,12 @@ class Ledger:
             if path.name not in recorded:
                 _delete(path)
 
+    def clear(self) -> None:
+        """Delete everything but the lock. Only under lock()."""
+        for path in self.root.iterdir():
+            if path.name != "lock":
+                _delete(path)
+
     def remove(self) -> None:
         """Delete the staging place."""
         with suppress(FileNotFoundError):

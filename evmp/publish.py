@@ -27,8 +27,6 @@ def publish(
     n_rows: int,
     target: Target,
     record: dict[str, Any],
-    *,
-    replace: bool,
 ) -> None:
     """Merge the committed blocks into the result, and put it in place with its record.
 
@@ -50,7 +48,7 @@ def publish(
         ) from error
     if found != n_rows:
         raise SinkError(f"the staged blocks hold {found} rows, expected {n_rows}")
-    target.publish(merged, record, replace=replace)
+    target.publish(merged, record)
 
 
 def check_cover(commits: Sequence[Commit], n_rows: int) -> None:

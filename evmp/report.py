@@ -125,8 +125,9 @@ class Report:
         from rich.table import Table
 
         table = Table(title=None, box=None, padding=(0, 2), pad_edge=False)
-        for column in ("stage", "processes", "rows", "failed", "MB", "busy", "waited", "restarts"):
-            table.add_column(column, justify="left" if column == "stage" else "right")
+        for column in ("stage", "n", "rows", "failed", "MB", "busy", "waited", "restarts"):
+            justify = "left" if column == "stage" else "right"
+            table.add_column(column, justify=justify, no_wrap=True)
         for role, stage in self.stages().items():
             waited = stage["wait_in"] + stage["wait_out"]
             whole = stage["busy"] + waited
@@ -136,8 +137,8 @@ class Report:
                 f"{stage['rows']:.0f}",
                 f"{stage['failed']:.0f}",
                 f"{stage['bytes'] / 1e6:.1f}",
-                f"{stage['busy']:.1f} s ({100 * stage['busy'] / whole if whole else 0:.0f} %)",
-                f"{waited:.1f} s",
+                f"{100 * stage['busy'] / whole if whole else 0:.0f} %",
+                f"{100 * waited / whole if whole else 0:.0f} %",
                 f"{stage['restarts']:.0f}",
             )
         return table

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from evmp import _native, publish
 from evmp.child import call_in_child
-from evmp.errors import ConfigError, TooManyFailures
+from evmp.errors import ConfigError, Interrupted, TooManyFailures
 from evmp.ledger import Block, Commit, cut, shard
 from evmp.metrics import Board, Counter, Seat
 from evmp.model.package import ModelPackage, check_model_type, load_package
@@ -121,13 +121,16 @@ class Run:
         with ExitStack() as stack:
             stack.enter_context(self._target.ledger.lock())
             if self._fresh:
-                self._target.discard()
+                self._target.start_over()
             elif self.finished() is not None or self._target.settle():
                 self._clean_up()
                 return None
             self._target.ledger.open(self._plan.fingerprint)
             self._target.ledger.sweep()
-            report = self._work()
+            try:
+                report = self._work()
+            except Interrupted as error:
+                raise Interrupted(error.signum, self._where()) from None
             self._judge(report)
             self._publish(report)
             self._clean_up()
@@ -153,6 +156,11 @@ class Run:
         reasons.merge(commit.reasons for commit in commits)
         seconds = time.monotonic() - self._started
         return Report(rows, failed, rows - before, seconds, reasons.as_dict(), meter.readings())
+
+    def _where(self) -> str:
+        """Return in words how far the job is."""
+        rows, _ = _totals(self._target.ledger.commits())
+        return f"{rows} of {self._plan.source.n_rows} rows are done"
 
     def _commits(self, worker: int) -> list[Commit]:
         own = shard(self._plan.source.n_rows, worker, self._job.num_worker)
@@ -246,7 +254,6 @@ class Run:
                 plan.source.n_rows,
                 self._target,
                 record,
-                replace=self._fresh,
             )
         )
 

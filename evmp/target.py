@@ -85,21 +85,22 @@ class Target:
                 f"output {self.path} cannot be written: {error.strerror}: {error.filename}"
             ) from error
 
-    def discard(self) -> None:
-        """Forget unfinished work and the record; the result itself stays until it is replaced."""
-        self.ledger.remove()
-        self.record.unlink(missing_ok=True)
+    def start_over(self) -> None:
+        """Forget unfinished work. A result that stands here stays until the new one replaces it."""
+        self.ledger.clear()
+        standing = self._identity()
+        if standing is not None:
+            (self.staging / "replaces.json").write_text(json.dumps(standing))
 
-    def publish(self, merged: Path, record: dict[str, Any], *, replace: bool) -> None:
+    def publish(self, merged: Path, record: dict[str, Any]) -> None:
         """Make `merged` the result, in one step, and leave the record beside it.
 
         Args:
             merged: the whole result, in the staging place.
             record: of the run.
-            replace: whether the result may take the place of what stands there.
 
         Raises:
-            SinkError: when something has appeared there meanwhile, or the step fails.
+            SinkError: when something stands there that start_over has not seen, or the step fails.
         """
         _sync(merged)
         record = {**record, "result": _identity_of(merged)}
@@ -107,7 +108,12 @@ class Target:
         draft.write_text(json.dumps(record, indent=1) + "\n")
         _sync(draft)
         try:
-            self._move(merged, replace=replace)
+            self._move(merged)
+        except FileExistsError as error:
+            raise SinkError(
+                f"output {self.path} exists and was not made by a run of this job; move it away "
+                "and run the same command again: all rows are done"
+            ) from error
         except OSError as error:
             raise SinkError(
                 f"output {self.path} cannot be put in place: {error.strerror}; "
@@ -121,22 +127,18 @@ class Target:
         Returns: whether the result that stands there is that of this staging place.
         """
         draft = self.staging / "record.json"
-        try:
-            record = json.loads(draft.read_bytes())
-        except (OSError, ValueError):
-            return False
-        if record.get("result") != self._identity():
+        record = _read_json(draft)
+        if not isinstance(record, dict) or record.get("result") != self._identity():
             return False
         os.replace(draft, self.record)
         return True
 
-    def _move(self, merged: Path, *, replace: bool) -> None:
-        if replace and os.path.lexists(self.path):
-            if merged.is_dir() or self.path.is_dir():
-                os.rename(self.path, self.staging / f"replaced-{uuid.uuid4().hex}")
-            else:
+    def _move(self, merged: Path) -> None:
+        if self._may_replace():
+            if not merged.is_dir() and not self.path.is_dir():
                 os.replace(merged, self.path)
                 return
+            os.rename(self.path, self.staging / f"replaced-{uuid.uuid4().hex}")
         if merged.is_dir():
             os.rename(merged, self.path)
         else:
@@ -144,11 +146,13 @@ class Target:
             os.unlink(merged)
         _sync(self.path.parent)
 
+    def _may_replace(self) -> bool:
+        """Return whether what stands here is the result that start_over has seen."""
+        standing = self._identity()
+        return standing is not None and standing == _read_json(self.staging / "replaces.json")
+
     def _read_record(self) -> dict[str, Any] | None:
-        try:
-            record = json.loads(self.record.read_bytes())
-        except (OSError, ValueError):
-            return None
+        record = _read_json(self.record)
         return record if isinstance(record, dict) else None
 
     def _identity(self) -> dict[str, int] | None:
@@ -156,6 +160,14 @@ class Target:
             return _identity_of(self.path)
         except OSError:
             return None
+
+
+def _read_json(path: Path) -> object:
+    """Return what a JSON file holds, or None."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
 
 
 def _identity_of(path: Path) -> dict[str, int]:
