@@ -5,15 +5,16 @@ One job file (`evmp.job`) says what to read, which model to run and where the re
 
     source ─► reader ─►[ring]─► decoders ─►[ring]─► predictors ─►[ring]─► writer ─► staging ─► sink
 
-Where to read on, in the order of that flow:
+Where to read on, from the outside in:
 
-- `job`, `errors`: the job file's schema and the exception tree; everything else takes a `Job`.
-- `source`: tables and file lists, cut into ranges of consecutive rows.
-- `image`: bytes to RGB frames; the C extension `_native` holds Base64, resize and the ring.
-- `model`: `model.package` says what a model expects, and an adapter runs it.
-- `head`: the model's tensors to the JSON result of each `model_type`.
-- `sink`: results in input order into a file or a table, one row out for each row in.
-- `pipeline`, `supervisor`, `stage`: which processes run, who watches them, how they stop.
+- `cli`, `run`: the command; one job from its plan to its publication.
+- `job`: the job file's schema; `rule` joins its keys, `value`, `setting` and `document` are what it
+  is made of, `errors` is everything that can be wrong. All else takes a `Job`.
+- `pipeline`, `supervisor`, `stage`: which processes a worker has, who watches them, how they stop.
+- `reader`, `decoder`, `predictor`, `writer`: the stages, in the order of the flow; `ring` between.
+- `source`, `image`, `model`, `head`, `sink`: rows, pixels, tensors, results; none knows the others.
+- `ledger`, `publish`: what is done and stays done, and how it becomes the output in one step.
+- `_native`: the C extension with Base64, resize and the ring.
 
 This module imports nothing, so that `import evmp` costs the supervising process nothing.
 """
