@@ -44,7 +44,12 @@ MIN_BLOCK_ROWS: Final = 16
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a job means on this machine, with this input and this model."""
+    """What a job means on this machine, with this input and this model.
+
+    Attributes:
+        block_rows: rows committed at once.
+        fingerprint: what must be the same for a run to go on with the work of another.
+    """
 
     job: Job
     package: ModelPackage
@@ -52,17 +57,7 @@ class Plan:
     source: SourceInfo
     target: Target
     block_rows: int
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """What must be the same for a run to go on with the work of another."""
-        parts = {
-            "input": self.source.fingerprint,
-            "job": self.job.fingerprint(),
-            "model": self.package.fingerprint(),
-        }
-        plain: dict[str, Any] = json.loads(json.dumps(parts))
-        return plain
+    fingerprint: dict[str, Any]
 
 
 def make_plan(job: Job) -> Plan:
@@ -77,7 +72,13 @@ def make_plan(job: Job) -> Plan:
     source = call_in_child(lambda: open_source(job).describe())
     per_worker = -(-source.n_rows // (job.num_worker * BLOCKS_PER_WORKER))
     block_rows = job.block_rows or min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, per_worker))
-    return Plan(job, package, layout, source, Target.of(job), block_rows)
+    parts = {
+        "input": source.fingerprint,
+        "job": job.fingerprint(),
+        "model": package.fingerprint(),
+    }
+    fingerprint = json.loads(json.dumps(parts))
+    return Plan(job, package, layout, source, Target.of(job), block_rows, fingerprint)
 
 
 class Run:
