@@ -1,5 +1,71 @@
 """Models: what a package of weights expects, and the adapters that run it.
 
 `package` reads model.yaml and imports no torch, so any process may use it. The adapters do import
-torch and are for predictor processes only.
+torch and are for predictor processes only: `open_model` loads one in the process that calls it.
+
+    torchscript     a .pt archive; `archive` tells what a file is before torch touches it
+    network         a loaded network on the CPU or a GPU, whichever adapter it came from
 """
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from evmp.model.package import ModelPackage
+
+Frames: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
+# One dict a row: the outputs by name, without the batch axis, as float32 or integers. What a model
+# returns in order, or alone, is called "0", "1" and so on.
+Outputs: TypeAlias = "list[dict[str, np.ndarray[Any, Any]]]"
+
+
+class Model(Protocol):
+    """A loaded model; only the process that opened it may use it."""
+
+    @property
+    def device(self) -> str:
+        """Where it runs: `cpu`, or `cuda:0` and so on."""
+
+    def warm_up(self) -> Outputs:
+        """Run on black images until the first real batch will not be slower than the next.
+
+        Returns: the outputs of one row.
+
+        Raises:
+            ModelError: the model cannot run on input of this size and type.
+        """
+
+    def predict(self, frames: Frames, rows: Sequence[int]) -> Outputs:
+        """Run the model on some rows of a batch. Blocks until the outputs are there.
+
+        Args:
+            frames: (batch_size, height, width, 3) uint8 in the package's colour order; what stands
+                in rows that are not asked for does not matter. It may be overwritten afterwards.
+            rows: which of them.
+
+        Returns: one dict for each of `rows`, in their order; the arrays are the caller's.
+
+        Raises:
+            ModelError: the model failed, or did not return a batch.
+        """
+
+
+def open_model(package: ModelPackage, device: str, batch_size: int, threads: int) -> Model:
+    """Load a package's weights, ready to run; imports torch.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`.
+        batch_size: rows of the batches that `predict` will get.
+        threads: of torch in this process, for a model on the CPU.
+
+    Raises:
+        ModelError: the weights are missing, damaged or of another kind, need an operator that is
+            not there, or there is no such device.
+    """
+    from evmp.model.torchscript import open_torchscript
+
+    return open_torchscript(package, device, batch_size, threads)

@@ -1,0 +1,65 @@
+"""TorchScript archives (.pt): load, prepare, run.
+
+TorchScript is deprecated upstream, which torch says at each load; it is what the jobs come with, so
+the warning is filtered here. Loading an archive runs no code of its author's: its own language is
+interpreted by torch, and evmp never unpickles a checkpoint.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from evmp.errors import ModelError
+from evmp.model.archive import needs_torchvision
+from evmp.model.network import explain, open_network, set_threads
+
+if TYPE_CHECKING:
+    from evmp.model import Model
+    from evmp.model.package import ModelPackage
+
+
+def open_torchscript(package: ModelPackage, device: str, batch_size: int, threads: int) -> Model:
+    """Load an archive for a device; see `evmp.model.open_model`."""
+    set_threads(threads)
+    if needs_torchvision(package.weights):
+        _import_torchvision(package.weights)
+    module = _load(package.weights)
+    return open_network(module, package, device=device, batch_size=batch_size, finish=_freeze)
+
+
+def _load(file: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return torch.jit.load(str(file), map_location="cpu").eval()
+    except (RuntimeError, ValueError) as error:
+        operator = re.search(r"Unknown builtin op: ([\w:]+)", str(error))
+        if operator:
+            message = f"needs the operator {operator[1]}, which torch {torch.__version__} lacks"
+        else:
+            message = f"torch {torch.__version__} cannot load it: {explain(error)}"
+        raise ModelError(f"{file}: {message}") from error
+
+
+def _freeze(module: Any) -> Any:
+    """Fold weights and batch normalisation into the graph."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.freeze(module)
+
+
+def _import_torchvision(file: Path) -> None:
+    """Register torchvision's operators with torch."""
+    try:
+        import_module("torchvision")
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ModelError(
+            f"{file}: needs torchvision's operators, but torchvision cannot be imported "
+            f"({explain(error)}); install the torchvision that belongs to torch {torch.__version__}"
+        ) from error

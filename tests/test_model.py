@@ -1,0 +1,466 @@
+"""TorchScript models against torch itself, and files that are none against `ModelError`.
+
+model.yaml is tested in test_package.py; here it is written down as a ModelPackage.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from evmp.errors import ModelError
+from evmp.model import open_model
+from evmp.model.network import BatchNetwork, open_network
+from evmp.model.package import ModelInput, ModelOutput, ModelPackage, load_package
+
+SIZE = 32
+FRAMES = np.random.default_rng(0).integers(0, 256, (8, SIZE, SIZE, 3), np.uint8)
+MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+
+
+@pytest.fixture(autouse=True)
+def same_threads_afterwards():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def torchscript_without_warnings():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit", DeprecationWarning)
+        yield
+
+
+def convolutions() -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(), nn.Linear(8, 5)).eval()
+
+
+def package_of(file: Path, precision: str = "fp32", **spec) -> ModelPackage:
+    spec = ModelInput(**{"height": SIZE, "width": SIZE, "mean": MEAN, "std": STD} | spec)
+    return ModelPackage(file.parent, file, "classifier", precision, spec, ModelOutput(), ())
+
+
+def save(module: nn.Module, folder: Path) -> Path:
+    torch.jit.save(torch.jit.script(module), folder / "model.pt")
+    return folder / "model.pt"
+
+
+def open_on_cpu(module: nn.Module, folder: Path, **spec):
+    return open_model(package_of(save(module, folder), **spec), "cpu", len(FRAMES), 1)
+
+
+def expect(module: nn.Module, frames: np.ndarray) -> np.ndarray:
+    """Run a module as torch's documentation shows it: divide, normalise, batch."""
+    planes = torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous() / 255
+    planes = (planes - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    with torch.inference_mode():
+        return module(planes).numpy()
+
+
+def test_outputs_equal_plain_torchs(tmp_path):
+    module = convolutions()
+    model = open_on_cpu(module, tmp_path)
+
+    outputs = model.predict(FRAMES, range(8))
+
+    assert model.device == "cpu"
+    assert [list(row) for row in outputs] == [["0"]] * 8
+    assert all(row["0"].dtype == np.float32 and row["0"].shape == (5,) for row in outputs)
+    found = np.stack([row["0"] for row in outputs])
+    np.testing.assert_allclose(found, expect(module, FRAMES), atol=1e-5)
+
+
+def test_rows_come_in_the_order_asked_for_and_to_the_bit_alike(tmp_path):
+    model = open_on_cpu(convolutions(), tmp_path)
+    whole = model.predict(FRAMES, range(8))
+
+    some = model.predict(FRAMES, [5, 2])
+    alone = model.predict(FRAMES[5:6], [0])
+
+    np.testing.assert_array_equal(some[0]["0"], whole[5]["0"])
+    np.testing.assert_array_equal(some[1]["0"], whole[2]["0"])
+    np.testing.assert_array_equal(alone[0]["0"], whole[5]["0"])
+
+
+def test_outputs_of_a_row_outlive_the_next(tmp_path):
+    model = open_on_cpu(nn.Identity(), tmp_path)
+
+    outputs = model.predict(FRAMES, [0, 1])
+
+    assert not np.array_equal(outputs[0]["0"], outputs[1]["0"])
+
+
+def test_warm_up_gives_the_outputs_of_a_black_image(tmp_path):
+    module = convolutions()
+
+    (outputs,) = open_on_cpu(module, tmp_path).warm_up()
+
+    black = np.zeros((1, SIZE, SIZE, 3), np.uint8)
+    np.testing.assert_allclose(outputs["0"], expect(module, black)[0], atol=1e-5)
+
+
+def test_batches_on_a_device_equal_single_images(tmp_path):
+    file = save(convolutions(), tmp_path)
+    package, cpu = package_of(file), torch.device("cpu")
+    single = open_model(package, "cpu", 8, 1)
+    batched = BatchNetwork(torch.jit.load(file), package, torch.jit.freeze, 8, cpu)
+
+    found = batched.predict(FRAMES, [6, 1])
+
+    assert batched.warm_up()[0]["0"].shape == (5,)
+    for row, expected in zip(found, single.predict(FRAMES, [6, 1]), strict=True):
+        np.testing.assert_allclose(row["0"], expected["0"], atol=1e-5)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 2e-2), ("bf16", 0.1)]
+)
+def test_gpu_agrees_with_the_cpu(tmp_path, precision, tolerance):
+    file = save(convolutions(), tmp_path)
+    expected = open_model(package_of(file), "cpu", 8, 1).predict(FRAMES, range(8))
+
+    model = open_model(package_of(file, precision), "auto", 8, 1)
+    model.warm_up()
+
+    assert model.device == "cuda:0"
+    for row, other in zip(model.predict(FRAMES, range(8)), expected, strict=True):
+        assert row["0"].dtype == np.float32
+        np.testing.assert_allclose(row["0"], other["0"], atol=tolerance)
+
+
+def test_real_model_names_coffee_espresso(real_model, photo):
+    from PIL import Image
+
+    package = load_package(real_model)
+    size = (package.input.width, package.input.height)
+    frame = np.asarray(Image.fromarray(photo("coffee")).resize(size))
+
+    (outputs,) = open_model(package, "cpu", 1, 1).predict(frame[None], [0])
+
+    assert package.class_names(1000)[outputs["0"].argmax()] == "espresso"
+
+
+class Viewing(nn.Module):
+    """Takes a view of what it has convolved, which fails with channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convolution(x).view(x.size(0), -1)
+
+
+def test_network_that_needs_contiguous_images_gets_them(tmp_path):
+    module = Viewing().eval()
+    with pytest.raises(RuntimeError, match="view"), torch.inference_mode():
+        module.to(memory_format=torch.channels_last)(
+            torch.zeros(1, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
+        )
+    module = module.to(memory_format=torch.contiguous_format)
+
+    (outputs,) = open_on_cpu(module, tmp_path).predict(FRAMES, [3])
+
+    np.testing.assert_allclose(outputs["0"], expect(module, FRAMES[3:4])[0], atol=1e-5)
+
+
+class Training(nn.Module):
+    """Doubles what it gets, except in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.9)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else 2 * self.dropout(x)
+
+
+def test_archive_saved_in_training_mode_runs_in_evaluation(tmp_path):
+    model = open_on_cpu(Training().train(), tmp_path, mean=(0, 0, 0), std=(1, 1, 1), scale=1)
+
+    (outputs,) = model.predict(FRAMES, [0])
+
+    np.testing.assert_array_equal(outputs["0"], 2 * FRAMES[0].transpose(2, 0, 1).astype(float))
+
+
+@pytest.mark.parametrize("trace", [True, False])
+def test_frozen_archive_runs(tmp_path, trace):
+    module = convolutions()
+    example = torch.zeros(1, 3, SIZE, SIZE)
+    script = torch.jit.trace(module, example) if trace else torch.jit.script(module)
+    torch.jit.save(torch.jit.freeze(script), tmp_path / "model.pt")
+
+    (outputs,) = open_model(package_of(tmp_path / "model.pt"), "cpu", 8, 1).predict(FRAMES, [0])
+
+    np.testing.assert_allclose(outputs["0"], expect(module, FRAMES[:1])[0], atol=1e-5)
+
+
+def test_half_precision_weights_run_in_single_on_the_cpu(tmp_path):
+    module = convolutions()
+    file = save(convolutions().half(), tmp_path)
+
+    (outputs,) = open_model(package_of(file, "fp16"), "cpu", 8, 1).predict(FRAMES, [0])
+
+    np.testing.assert_allclose(outputs["0"], expect(module, FRAMES[:1])[0], atol=1e-2)
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.mean((2, 3)), x.flatten(1).argmax(1)
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"mean": x.mean((2, 3)), "most": x.amax((1, 2, 3))}
+
+
+@pytest.mark.parametrize(
+    ("module", "shapes"),
+    [(Pair(), {"0": (3,), "1": ()}), (Named(), {"mean": (3,), "most": ()})],
+)
+def test_several_outputs_keep_their_names(tmp_path, module, shapes):
+    (outputs,) = open_on_cpu(module, tmp_path).predict(FRAMES, [0])
+
+    assert {name: array.shape for name, array in outputs.items()} == shapes
+
+
+def test_integers_stay_integers(tmp_path):
+    (outputs,) = open_on_cpu(Pair(), tmp_path).predict(FRAMES, [0])
+
+    assert outputs["1"].dtype == np.int64
+
+
+class Nothing(nn.Module):
+    def forward(self, x: Tensor) -> None:
+        return None
+
+
+class Text(nn.Module):
+    def forward(self, x: Tensor) -> list[str]:
+        return ["cat"]
+
+
+class Scalar(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean()
+
+
+class OneRow(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, x])
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Nothing(), "the model returned nothing, expected a tensor or several"),
+        (Text(), "the model's output 0 is a str, expected a tensor"),
+        (Scalar(), r"the model's output 0 is \(\) for a batch of 1, expected \(1, ...\)"),
+        (OneRow(), r"output 0 is \(2, 3, 32, 32\) for a batch of 1, expected \(1, ...\)"),
+    ],
+)
+def test_what_is_no_batch_of_outputs_is_refused(tmp_path, module, message):
+    with pytest.raises(ModelError, match=message):
+        open_on_cpu(module, tmp_path).warm_up()
+
+
+def test_input_size_that_the_network_cannot_take_is_refused_when_opened(tmp_path):
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5))
+
+    with pytest.raises(ModelError) as caught:
+        open_on_cpu(module, tmp_path)
+
+    message = str(caught.value)
+    assert "mat1 and mat2 shapes cannot be multiplied" in message
+    assert "it was given (1, 3, 32, 32) in torch.float32, as input.height, input.width" in message
+    assert str(tmp_path) in message and "\n" not in message
+
+
+class Picky(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if x.max() > 0.5:
+            raise ValueError("too bright")
+        return x.mean((2, 3))
+
+
+def test_failure_of_a_row_is_told_in_one_line(tmp_path):
+    model = open_on_cpu(Picky(), tmp_path)
+
+    with pytest.raises(ModelError, match=r"^the model failed: .*too bright$"):
+        model.predict(FRAMES, [0])
+
+    assert model.predict(np.zeros_like(FRAMES), [0])
+
+
+def test_loading_warns_of_nothing(tmp_path):
+    file = save(convolutions(), tmp_path)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_model(package_of(file), "cpu", 8, 1).warm_up()
+
+
+def test_threads_are_set(tmp_path):
+    open_model(package_of(save(nn.Identity(), tmp_path)), "cpu", 8, 3)
+
+    assert torch.get_num_threads() == 3
+
+
+def test_cuda_without_a_gpu_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    package = package_of(save(nn.Identity(), tmp_path))
+
+    with pytest.raises(
+        ModelError, match=r"^device: got cuda, but torch .* finds no GPU; set device"
+    ):
+        open_model(package, "cuda", 8, 1)
+    assert open_model(package, "auto", 8, 1).device == "cpu"
+
+
+def test_adapters_share_one_way_to_run(tmp_path):
+    """Whatever a later adapter loads, `open_network` takes any callable module of torch."""
+    package = package_of(tmp_path / "model.any")
+    model = open_network(
+        convolutions(), package, device="cpu", batch_size=8, finish=lambda module: module
+    )
+
+    assert model.warm_up()[0]["0"].shape == (5,)
+
+
+# --- files that are no TorchScript ---------------------------------------------------------------
+
+
+class Malicious:
+    def __reduce__(self):
+        return Path.touch, (Path("unpickled"),)
+
+
+def write_wrong_file(kind: str, file: Path) -> None:
+    state = convolutions().state_dict()
+    if kind == "state_dict":
+        torch.save(state, file)
+    elif kind == "old state_dict":
+        torch.save(state, file, _use_new_zipfile_serialization=False)
+    elif kind == "module":
+        torch.save(convolutions(), file)
+    elif kind == "malicious":
+        torch.save(Malicious(), file)
+    elif kind == "torch.export":
+        torch.export.save(torch.export.export(nn.Identity(), (torch.zeros(1),)), file)
+    elif kind == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("archive/readme.txt", "no model")
+    elif kind == "truncated":
+        data = save(convolutions(), file.parent).read_bytes()
+        file.write_bytes(data[: len(data) // 2])
+    else:
+        file.write_bytes(
+            {"empty": b"", "text": b"version https://git-lfs.github.com/spec/v1"}[kind]
+        )
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("state_dict", "a checkpoint written by torch.save .* no TorchScript; .* torch.jit.trace"),
+        ("old state_dict", "a checkpoint written by torch.save in its old format, no TorchScript"),
+        ("module", "a checkpoint written by torch.save"),
+        ("malicious", "a checkpoint written by torch.save"),
+        ("torch.export", "a torch.export archive, which this version cannot run"),
+        ("zip", "a zip file without TorchScript code"),
+        ("truncated", "a truncated or damaged archive .*; copy or save it again"),
+        ("empty", "an empty file, expected a TorchScript archive"),
+        ("text", r"no TorchScript archive \(starts with 'version https://'\)"),
+    ],
+)
+def test_file_that_is_no_torchscript_is_named(tmp_path, monkeypatch, kind, message):
+    monkeypatch.chdir(tmp_path)
+    write_wrong_file(kind, tmp_path / "wrong.pt")
+
+    with pytest.raises(ModelError, match=message) as caught:
+        open_model(package_of(tmp_path / "wrong.pt"), "cpu", 8, 1)
+
+    assert str(caught.value).startswith(str(tmp_path / "wrong.pt"))
+    assert not Path("unpickled").exists()
+
+
+def test_missing_file_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"gone\.pt: cannot be read: no such file or directory$"):
+        open_model(package_of(tmp_path / "gone.pt"), "cpu", 8, 1)
+
+
+def replace_in_code(file: Path, old: bytes, new: bytes) -> None:
+    """Rewrite an archive as if it had been saved with another operator."""
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in members.items():
+            if name.endswith(".py"):
+                assert old in data
+                data = data.replace(old, new)
+            archive.writestr(name, data)
+
+
+class Clamp(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x)
+
+
+def test_unknown_operator_is_named(tmp_path):
+    file = save(Clamp(), tmp_path)
+    replace_in_code(file, b"torch.relu(", b"ops.nowhere.relu(")
+
+    with pytest.raises(
+        ModelError, match=r"needs the operator nowhere::relu, which torch .* lacks$"
+    ):
+        open_model(package_of(file), "cpu", 8, 1)
+
+
+def test_damaged_code_is_told_in_one_line(tmp_path):
+    file = save(Clamp(), tmp_path)
+    replace_in_code(file, b"return ", b"returns")
+
+    with pytest.raises(ModelError, match=r"model\.pt: torch .* cannot load it: ") as caught:
+        open_model(package_of(file), "cpu", 8, 1)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_torchvision_that_cannot_be_imported_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    file = save(Clamp(), tmp_path)
+    replace_in_code(file, b"torch.relu(", b"ops.torchvision.relu(")
+
+    with pytest.raises(ModelError, match=r"needs torchvision's operators, .* cannot be imported"):
+        open_model(package_of(file), "cpu", 8, 1)
+
+
+def test_torchvision_is_imported_before_an_archive_that_needs_it(tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torchvision", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "torchvision.py").write_text(
+        "import torch\n"
+        "library = torch.library.Library('torchvision', 'FRAGMENT')\n"
+        "library.define('evmp_double(Tensor x) -> Tensor')\n"
+        "library.impl('evmp_double', lambda x: 2 * x, 'CompositeExplicitAutograd')\n"
+    )
+    file = save(Clamp(), tmp_path)
+    replace_in_code(file, b"torch.relu(", b"ops.torchvision.evmp_double(")
+
+    (outputs,) = open_model(package_of(file, scale=1), "cpu", 8, 1).predict(FRAMES, [0])
+
+    means, stds = np.array(MEAN)[:, None, None], np.array(STD)[:, None, None]
+    expected = 2 * (FRAMES[0].transpose(2, 0, 1) - means) / stds
+    np.testing.assert_allclose(outputs["0"], expected, rtol=1e-5)
+    sys.modules.pop("torchvision").library._destroy()
