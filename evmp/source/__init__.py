@@ -1,0 +1,96 @@
+"""Inputs: a table or a file list, as numbered rows that can be read from any place.
+
+The first stage of the flow. Rows are numbered from 0 in the input's own order, and blocks, resume
+and the order of the output stand on that: a source hands out exactly one Row for each row of the
+input, whatever is wrong with it. What is wrong with one row makes it a Kind.ERROR row; what is
+wrong with the input as a whole is a SourceError.
+
+`describe` is called once, when the job is planned; `read` by the reader process, for one block
+after another. A source may be made before a fork and used after it: the first read opens files.
+Members: `parquet` (a file or a directory of them) and `filelist`, imported only when needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Protocol
+
+from evmp.key import KeyField
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+
+__all__ = ["KeyField", "Kind", "Row", "Source", "SourceInfo", "open_source"]
+
+
+class Kind(IntEnum):
+    """What the payload of a row is."""
+
+    BASE64 = 0
+    """An image as Base64 text."""
+    PATH = 1
+    """Where the image is: a local path, UTF-8."""
+    SAMPLE = 2
+    """One JSON object, UTF-8."""
+    ERROR = 3
+    """The row is bad already: the message, UTF-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourceInfo:
+    """What a job needs to know of its input before it reads it."""
+
+    n_rows: int
+    fingerprint: dict[str, object]
+    """JSON: files with their absolute path, size, mtime_ns and rows. Differs if the input does."""
+    keys: tuple[KeyField, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the input; `index` counts from 0 over the whole input.
+
+    `payload` may be a view into memory of the source and is valid as long as it is referenced.
+    `keys` are the values of SourceInfo.keys, see `evmp.key`.
+    """
+
+    index: int
+    kind: Kind
+    payload: bytes | memoryview
+    keys: tuple[object, ...]
+
+
+class Source(Protocol):
+    """One input. Not for use by several threads at once."""
+
+    def describe(self) -> SourceInfo:
+        """Look through the whole input once, without reading images; later calls are free.
+
+        Raises:
+            SourceError: when the input is missing, unreadable or lacks a column.
+        """
+
+    def read(self, start: int, stop: int) -> Iterator[Row]:
+        """Yield the rows [start, stop) in order, each once; cheap where the last call ended.
+
+        Memory is bounded by a batch of rows (a page of the file where those are larger).
+
+        Raises:
+            SourceError: when the input cannot be read any more, or has changed since `describe`.
+        """
+
+    def close(self) -> None:
+        """Close the files that `read` left open; the next `read` opens them again."""
+
+
+def open_source(job: Job) -> Source:
+    """Return the source that `job` names; nothing is read yet."""
+    if job.input_table:
+        from evmp.source.parquet import ParquetSource
+
+        return ParquetSource(job)
+    from evmp.source.filelist import FileListSource
+
+    return FileListSource(job.input_oss_file, max_row_bytes=job.max_row_bytes)
