@@ -1,0 +1,157 @@
+"""Outputs: results appended to stage files block by block, and merged in order at the end.
+
+The last stage of the flow. The writer process appends the records of a block to the block's *stage
+file*, in the output's own form: when it was killed, `recover` cuts off what is torn and the next
+writer goes on behind it. When all blocks are committed, `merge` streams their stage files, in input
+order, into the result. Memory is bounded in both: by the records handed over, and by a row group.
+
+Members: `lines` (`.jsonl`, and `<input>, <JSON>` a line) and `parquet` (a file, or a directory for
+a table). This module imports none of them before `open_sink`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
+
+from evmp.errors import SinkError
+from evmp.key import KeyField
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+
+__all__ = ["Record", "Recovered", "Sink", "open_sink"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The result of row `index` of the input."""
+
+    index: int
+    keys: tuple[object, ...]
+    """Values of the source's key columns, see `evmp.key`."""
+    result: bytes
+    """One JSON value on one line, UTF-8."""
+    failed: bool
+
+
+class Recovered(NamedTuple):
+    """What a stage file holds."""
+
+    n_rows: int
+    n_failed: int
+    """How many of the rows are error rows."""
+
+
+class Sink(Protocol):
+    """One output format. Holds no file open between calls."""
+
+    def append(self, file: BinaryIO, records: Sequence[Record]) -> None:
+        """Append records to a stage file that is open for appending, in one write where it can be.
+
+        Raises:
+            SinkError: when the file cannot be written; its end may be torn then.
+        """
+
+    def recover(self, path: Path) -> Recovered:
+        """Cut a record that was not written whole off the end of a stage file, and count the rest.
+
+        A file that is not there has no rows. What is cut off is the last `append`'s, wholly or in
+        part, never more.
+
+        Raises:
+            SinkError: when the file is none of this output's stage files or cannot be read.
+        """
+
+    def merge(self, stages: Iterable[Path], out: Path) -> int:
+        """Write the rows of whole stage files, in order, to `out`, and sync it to the disk.
+
+        Args:
+            stages: each is opened once, when it is its turn.
+            out: what does not exist yet: becomes a file, or a directory for a table.
+
+        Returns: the number of rows.
+
+        Raises:
+            SinkError: when a stage file is missing or torn, or `out` exists or cannot be written.
+        """
+
+
+def open_sink(job: Job, keys: Sequence[KeyField]) -> Sink:
+    """Return the sink that `job` names, for rows with the key columns `keys`.
+
+    Raises:
+        SinkError: when two output columns would have one name.
+    """
+    _check_names(job, keys)
+    location = job.output_table or job.output_oss_file
+    if job.output_table or location.endswith(".parquet"):
+        from evmp.sink.parquet import ParquetSink
+
+        return ParquetSink(job, keys)
+    from evmp.sink.lines import JsonLines, LineSink, TextLines
+
+    return LineSink(JsonLines(job, keys) if location.endswith(".jsonl") else TextLines(job, keys))
+
+
+def _check_names(job: Job, keys: Sequence[KeyField]) -> None:
+    if job.result_column in (key.name for key in keys):
+        raise SinkError(
+            f"result_column: {job.result_column!r} is also a column of the input that the output "
+            "keeps; give the result another name"
+        )
+    for part in Path(job.output_table).parts:
+        column, equals, _ = part.partition("=")
+        if equals and column in (job.result_column, *job.reserved_columns):
+            raise SinkError(
+                f"output_table: {column!r} is a partition of {job.output_table} and a column of "
+                "its rows too; a partition's value stands in the path, leave the column out"
+            )
+
+
+def write_whole(file: BinaryIO, data: bytes | memoryview) -> None:
+    """Write all of `data`, also through a raw file that takes only part of it at once.
+
+    Raises:
+        SinkError: when it cannot be written.
+    """
+    rest = memoryview(data)
+    with writing(file.name):
+        while rest:
+            rest = rest[file.write(rest) :]
+
+
+def sync(path: Path) -> None:
+    """Have what was written to a file or directory reach the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Turn an OSError of the block into a SinkError about writing `path`, with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise SinkError(
+            f"cannot write {path}: {error.strerror or error}; what was committed is kept: make "
+            "room or give access, and run the same command again"
+        ) from error
+
+
+@contextmanager
+def reading(path: object) -> Iterator[None]:
+    """Turn an OSError of the block into a SinkError about reading the stage file `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise SinkError(
+            f"cannot read the stage file {path}: {error.strerror or error}; start over with --fresh"
+        ) from error

@@ -1,0 +1,194 @@
+"""Outputs of one line a row: JSON objects (`.jsonl`), and `<input>, <JSON>` for any other name.
+
+Stage files hold the very lines of the result, so that merging is putting them behind each other.
+
+JSON objects. Rows of a file list: `{"image": <line>, "prediction_result": ...}`, and for a line
+that is a JSON object itself that object, as written, with the result column added; a member of that
+name is replaced. Rows of a table: the URL as `image` (where `image_type` is url and it is not
+reserved), the reserved columns, the result column. `evmp.key` says how values that JSON lacks are
+written.
+
+Text. `<input>` is the line of the list or the URL; for a table of Base64 images it is the reserved
+columns' values joined by commas, or the row's number where there are none. Line breaks in it are
+written as \\n and \\r; machines should read `.jsonl`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import orjson
+
+from evmp.errors import SinkError
+from evmp.key import Encoder, KeyField, arrow_field, encode, json_encoder
+from evmp.sink import Record, Recovered, reading, sync, write_whole, writing
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+
+JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
+ERROR_START = b'{"error_stage":'
+COPY_BYTES = 1 << 20
+NEWLINE = 10
+
+
+class LineFormat(Protocol):
+    """How a record becomes a line."""
+
+    end: bytes
+    """What follows the result, up to and with the line's end."""
+
+    def line(self, record: Record) -> bytes:
+        """Return the line of `record`."""
+
+
+class JsonLines:
+    """One JSON object a line."""
+
+    end = b"}\n"
+
+    def __init__(self, job: Job, keys: Sequence[KeyField]) -> None:
+        self._column = job.result_column
+        self._names = [key.name for key in keys]
+        self._encoders = _encoders(keys)
+        self._member = orjson.dumps(job.result_column)
+
+    def line(self, record: Record) -> bytes:
+        """Return the object of `record`."""
+        if self._encoders is None and isinstance(record.keys[0], bytes):
+            return self._extended(record.keys[0], record.result)
+        keys = _encoded(self._encoders, record.keys)
+        return self._dumps(dict(zip(self._names, keys, strict=True)), record.result)
+
+    def _extended(self, sample: bytes, result: bytes) -> bytes:
+        """Add the result to the text of an object, which is parsed only if it may have the name."""
+        if self._member in sample or b"\\" in sample:
+            members = orjson.loads(sample)
+            if self._column in members:
+                del members[self._column]
+                return self._dumps(members, result)
+        comma = b"," if sample[1:-1].strip() else b""
+        return b"".join((sample[:-1], comma, self._member, b":", result, self.end))
+
+    def _dumps(self, members: dict[str, Any], result: bytes) -> bytes:
+        members[self._column] = orjson.Fragment(result)
+        return orjson.dumps(members, option=JSON_OPTIONS | orjson.OPT_APPEND_NEWLINE)
+
+
+class TextLines:
+    """`<input>, <JSON>` a line."""
+
+    end = b"\n"
+
+    def __init__(self, job: Job, keys: Sequence[KeyField]) -> None:
+        names = [key.name for key in keys]
+        implied = [name for name in names if name not in job.reserved_columns]
+        if implied or job.image_type != "url":
+            self._places = [names.index(name) for name in implied or names]
+        else:
+            self._places = [names.index(job.image_col)]
+        self._encoders = _encoders([keys[place] for place in self._places])
+
+    def line(self, record: Record) -> bytes:
+        """Return the line of `record`."""
+        values = [record.keys[place] for place in self._places]
+        texts = map(_text, _encoded(self._encoders, values)) if values else [b"%d" % record.index]
+        return b"".join((b",".join(texts), b", ", record.result, self.end))
+
+
+class LineSink:
+    """Lines in the format that it is given."""
+
+    def __init__(self, format: LineFormat) -> None:
+        self._format = format
+
+    def append(self, file: BinaryIO, records: Sequence[Record]) -> None:
+        """Append the records' lines; see Sink."""
+        lines = b"".join(map(self._format.line, records))
+        assert lines.count(b"\n") == len(records), "a result holds a line break"
+        write_whole(file, lines)
+
+    def recover(self, path: Path) -> Recovered:
+        """Cut off a line without an end; see Sink."""
+        n_rows = n_failed = size = 0
+        with reading(path):
+            if not path.exists():
+                return Recovered(0, 0)
+            with open(path, "rb") as file:
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    n_rows += 1
+                    n_failed += self._is_error(line)
+                    size += len(line)
+            os.truncate(path, size)
+        return Recovered(n_rows, n_failed)
+
+    def merge(self, stages: Iterable[Path], out: Path) -> int:
+        """Copy the stage files behind each other; see Sink."""
+        buffer = bytearray(COPY_BYTES)
+        with writing(out), open(out, "xb", buffering=0) as file:
+            n_rows = sum(_copy_lines(stage, file, buffer) for stage in stages)
+        with writing(out):
+            sync(out)
+            sync(out.parent)
+        return n_rows
+
+    def _is_error(self, line: bytes) -> bool:
+        """Tell whether the result in `line` is that of a failed row."""
+        start = line.rfind(ERROR_START)
+        if start < 0:
+            return False
+        try:
+            orjson.loads(line[start : -len(self._format.end)])
+        except orjson.JSONDecodeError:
+            return False  # it is only a part of the result
+        return True
+
+
+def _copy_lines(stage: Path, out: BinaryIO, buffer: bytearray) -> int:
+    """Copy the lines of a stage file to `out` and count them."""
+    view = memoryview(buffer)
+    n_rows, last = 0, NEWLINE
+    with reading(stage):
+        file = open(stage, "rb", buffering=0)  # noqa: SIM115
+    with file:
+        while n_bytes := _read_into(stage, file, buffer):
+            n_rows += buffer.count(b"\n", 0, n_bytes)
+            last = buffer[n_bytes - 1]
+            write_whole(out, view[:n_bytes])
+        if last != NEWLINE:
+            raise SinkError(
+                f"stage file {stage} ends within a line, after {file.tell()} bytes: it was changed "
+                "after it had been committed; start over with --fresh"
+            )
+    return n_rows
+
+
+def _read_into(stage: Path, file: Any, buffer: bytearray) -> int:
+    with reading(stage):
+        n_bytes: int = file.readinto(buffer)
+    return n_bytes
+
+
+def _encoders(keys: Sequence[KeyField]) -> list[Encoder | None] | None:
+    """Return how to encode each key; None for a file list, whose lines need pyarrow nowhere."""
+    if any(key.is_line for key in keys):
+        return None
+    return [json_encoder(arrow_field(key).type) for key in keys]
+
+
+def _encoded(encoders: list[Encoder | None] | None, values: Sequence[object]) -> Sequence[object]:
+    if encoders is None:
+        return values
+    return [encode(encoder, value) for encoder, value in zip(encoders, values, strict=True)]
+
+
+def _text(value: object) -> bytes:
+    if not isinstance(value, (str, bytes)):
+        return orjson.dumps(value, option=JSON_OPTIONS)
+    text = value.encode("utf-8") if isinstance(value, str) else value
+    return text.replace(b"\r", b"\\r").replace(b"\n", b"\\n")
