@@ -42,7 +42,7 @@ def _first_batch(plan: Plan) -> str:
     layout = replace(plan.layout, n_payloads=plan.layout.batch_rows + 1)
     seats = Board(layout.roles, 1).workers[0]
     worker = Worker(
-        plan.job, plan.package, layout, plan.target.ledger, plan.source.keys, seats, list
+        0, plan.job, plan.package, layout, plan.target.ledger, plan.source.keys, seats, list
     )
     results = worker.rehearse([Block(0, n_rows)])
     if n_rows == 0:
@@ -55,7 +55,7 @@ def _first_batch(plan: Plan) -> str:
 
 def _describe(plan: Plan) -> list[str]:
     job, layout, spec = plan.job, plan.layout, plan.package.input
-    device = "GPU" if uses_gpu(job) else f"CPU, {layout.torch_threads} threads each"
+    device = "GPU" if uses_gpu(job) else f"CPU, {job.torch_threads} threads each"
     n_blocks = -(-plan.source.n_rows // plan.block_rows)
     return [
         f"input        {job.input_table or job.input_oss_file}: {plan.source.n_rows} rows",
@@ -70,5 +70,3 @@ def _describe(plan: Plan) -> list[str]:
         f"memory       {layout.memory_bytes * job.num_worker >> 20} MiB shared, of "
         f"{machine.memory_bytes() >> 20} MiB free",
     ]
-
-

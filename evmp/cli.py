@@ -33,6 +33,15 @@ Exit codes:
   2 bad job file or arguments    130, 143 stopped by a signal; run again to resume
 """
 
+_KINDS = {
+    "ConfigError": "bad job",
+    "SourceError": "input",
+    "SinkError": "output",
+    "ModelError": "model",
+    "TooManyFailures": "failed",
+    "WorkerDied": "gave up",
+}
+
 
 @click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", "config", metavar="JOB.YAML", required=True, help="The job file.")
@@ -43,9 +52,7 @@ Exit codes:
 @click.option("--fresh", is_flag=True, help="Start over, and replace a result that is there.")
 @click.option("--quiet", is_flag=True, help="No progress and no summary, only what went wrong.")
 @click.version_option(__version__, prog_name="evmp", message="%(prog)s %(version)s")
-def command(
-    config: str, overrides: tuple[str, ...], check: bool, fresh: bool, quiet: bool
-) -> None:
+def command(config: str, overrides: tuple[str, ...], check: bool, fresh: bool, quiet: bool) -> None:
     """Predict every row of a table, or every file of a list, as the job file says.
 
     One result per input row, in input order. A row that fails becomes an error row; a job that is
@@ -108,7 +115,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def _in_words(error: EvmpError) -> str:
     lines = str(error).splitlines()
-    kind = {2: "bad job", 3: "could not start", 4: "gave up", 1: "failed"}.get(error.exit_code)
+    kind = _KINDS.get(type(error).__name__)
     if isinstance(error, ConfigError) and len(lines) > 1:
         return "\n".join([f"{len(lines)} problems:", *(f"  {line}" for line in lines)])
     return f"{kind}: {error}" if kind else str(error)

@@ -43,7 +43,14 @@ class Decoder:
     """
 
     def __init__(
-        self, job: Job, fit: Fit, payload: Ring, pixels: Ring, results: Ring, seat: Seat, number: int
+        self,
+        job: Job,
+        fit: Fit,
+        payload: Ring,
+        pixels: Ring,
+        results: Ring,
+        seat: Seat,
+        number: int,
     ) -> None:
         self._job, self._fit = job, fit
         self._payload, self._pixels, self._results = payload, pixels, results

@@ -180,7 +180,11 @@ class Job(BaseModel):
         2, "predictor processes of a worker on CPUs, batches in flight on a GPU", ge=1, le=1024
     )
     torch_threads: Integer = _speed(
-        0, "threads of a predictor on CPUs; 0 shares out the worker's CPUs", own=True, ge=0, le=1024
+        1,
+        "threads of a predictor on CPUs; their number may change the last bits of results",
+        own=True,
+        ge=1,
+        le=1024,
     )
     block_rows: Integer = _speed(
         0, "rows committed at once; 0 chooses by the input", own=True, unit="rows", ge=0

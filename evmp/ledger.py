@@ -119,7 +119,9 @@ class Ledger:
                 raise SinkError(f"another run works on this output: {holder}") from None
             since = time.strftime("%Y-%m-%d %H:%M:%S %z")
             os.ftruncate(fd, 0)
-            os.pwrite(fd, f"{socket.gethostname()}, process {os.getpid()}, since {since}".encode(), 0)
+            os.pwrite(
+                fd, f"{socket.gethostname()}, process {os.getpid()}, since {since}".encode(), 0
+            )
             yield
         finally:
             os.close(fd)
@@ -152,9 +154,7 @@ class Ledger:
         """Return the stage file of a committed block."""
         return self.root / "data" / commit.data
 
-    def commit(
-        self, stage: Path, block: Block, failed: int, reasons: dict[str, list[Any]]
-    ) -> bool:
+    def commit(self, stage: Path, block: Block, failed: int, reasons: dict[str, list[Any]]) -> bool:
         """Make the block in `stage` count, durably. The first to commit a block wins.
 
         Returns: whether this call did it; if not, the stage file is gone and the winner's counts.

@@ -12,9 +12,14 @@ from pathlib import Path
 import psutil
 
 
+def cpus() -> list[int]:
+    """Return the CPUs that this process may run on."""
+    return sorted(os.sched_getaffinity(0))
+
+
 def cpu_count() -> int:
-    """Return how many CPUs this process may use, at least 1: its affinity, and its cgroup's quota."""
-    n = len(os.sched_getaffinity(0))
+    """Return how many CPUs' time this process may use, at least 1, as its cgroup's quota allows."""
+    n = len(cpus())
     for directory in _cgroups():
         with suppress(OSError, ValueError):
             quota, period = (directory / "cpu.max").read_text().split()
@@ -33,13 +38,15 @@ def memory_bytes() -> int:
     return max(0, free)
 
 
-def gpu_count() -> int:
-    """Return how many NVIDIA GPUs this process may use."""
-    present = sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia[0-9]*"))
+def gpus() -> list[str]:
+    """Return the NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    present = sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return present
-    return min(present, sum(part.strip() not in ("", "-1") for part in visible.split(",")))
+        return [str(index) for index in range(len(present))]
+    names = [name.strip() for name in visible.split(",") if name.strip()]
+    names = names[: names.index("-1")] if "-1" in names else names
+    return names[: len(present)]
 
 
 def _charged(directory: Path) -> int:

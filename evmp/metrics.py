@@ -34,6 +34,14 @@ class State(IntEnum):
     FINISHED = 4
 
 
+class Leave(IntEnum):
+    """What the job asks of a worker."""
+
+    NOT = 0
+    DRAINED = 1  # take no new rows, finish what is in flight
+    AT_ONCE = 2
+
+
 class Counter(IntEnum):
     """Index of a counter in a seat's block."""
 
@@ -47,7 +55,7 @@ class Counter(IntEnum):
     WAIT_OUT_NS = 7
     RESTARTS = 8
     FILL = 9  # the supervisor's seat: fill of each ring in thousandths, from here on
-    DRAINING = 16  # the supervisor's seat: no new rows
+    LEAVE = 16  # the supervisor's seat: a Leave
     GIVEN_UP = 17  # the supervisor's seat: rows that killed their process
 
 
@@ -85,6 +93,11 @@ class Seat:
     def name(self) -> str:
         """The seat's name in logs, such as decoder[2]."""
         return f"{self.role}[{self.ordinal}]"
+
+    @property
+    def process_name(self) -> str:
+        """The seat's name in `ps` and `top`, which show 15 characters."""
+        return f"evmp {self.role[:7]}[{self.ordinal}]"
 
     def enter(self, state: State) -> None:
         """Note what the process does from now on."""

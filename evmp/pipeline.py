@@ -9,6 +9,7 @@ in the worker's own process, after the job has forked it.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,10 +18,10 @@ from typing import TYPE_CHECKING, Final
 
 from evmp import _native, machine
 from evmp.decoder import Decoder
-from evmp.errors import ConfigError, EvmpError
+from evmp.errors import ConfigError, EvmpError, Interrupted
 from evmp.fit import Fit
 from evmp.ledger import Block, Ledger
-from evmp.metrics import Counter, Seat, State
+from evmp.metrics import Counter, Leave, Seat, State
 from evmp.predictor import Predictor
 from evmp.reader import Reader
 from evmp.ring import Ring
@@ -44,7 +45,6 @@ class Layout:
 
     Attributes:
         n_decoders, n_predictors: processes.
-        torch_threads: threads of each predictor, on the CPU.
         n_payloads: rows in the first ring.
         n_pixel_batches, n_result_batches: batches in the others.
         batch_rows: rows of a batch.
@@ -55,7 +55,6 @@ class Layout:
 
     n_decoders: int
     n_predictors: int
-    torch_threads: int
     n_payloads: int
     n_pixel_batches: int
     n_result_batches: int
@@ -87,20 +86,18 @@ def plan_layout(job: Job, package: ModelPackage) -> Layout:
     n_decoders = job.preprocess_thread_num
     n_predictors = job.predict_thread_num
     if uses_gpu(job):
-        n_predictors = max(1, min(job.gpuRequired // 100, machine.gpu_count() // job.num_worker))
+        n_predictors = len(gpus_of(job, 0)) or 1
     if n_decoders + n_predictors > MAX_SEATS:
         raise ConfigError(
             f"a worker of {n_decoders} decoders and {n_predictors} predictors has too many "
             f"processes, expected at most {MAX_SEATS}; raise num_worker instead"
         )
-    cpus = max(1, min(job.cpuRequired // 100, machine.cpu_count() // job.num_worker))
     batch = job.batch_size
     n_result_batches = max(2, job.queue_size // batch)
     wanted = 2 * n_predictors + 2 + -(-n_decoders // batch) + 32 // batch
     layout = Layout(
         n_decoders=n_decoders,
         n_predictors=n_predictors,
-        torch_threads=job.torch_threads or max(1, cpus // n_predictors),
         n_payloads=max(2, min(job.queue_size, 4 * n_decoders + 16)),
         n_pixel_batches=min(n_result_batches, wanted),
         n_result_batches=n_result_batches,
@@ -117,7 +114,26 @@ def uses_gpu(job: Job) -> bool:
     """Return whether predictors get a GPU each."""
     if job.device == "cpu" or job.gpuRequired == 0:
         return False
-    return job.device == "cuda" or machine.gpu_count() > 0
+    return job.device == "cuda" or bool(machine.gpus())
+
+
+def gpus_of(job: Job, worker: int) -> list[str]:
+    """Return the GPUs of a worker, one for each of its predictors; workers may share one."""
+    all_gpus = machine.gpus() if uses_gpu(job) else []
+    if not all_gpus:
+        return []
+    n_whole = min(max(1, job.gpuRequired // 100), len(all_gpus))
+    first = worker * job.gpuRequired // 100
+    return [all_gpus[(first + i) % len(all_gpus)] for i in range(n_whole)]
+
+
+def cpus_of(job: Job, worker: int) -> list[int]:
+    """Return the CPUs of a worker: its own where there are enough for all, else every one."""
+    everyone = machine.cpus()
+    n_own = max(1, job.cpuRequired // 100)
+    if n_own * job.num_worker > len(everyone):
+        return everyone
+    return everyone[worker * n_own : (worker + 1) * n_own]
 
 
 def _check_memory(job: Job, layout: Layout) -> None:
@@ -139,15 +155,18 @@ class Worker:
     """One worker's shard of a job.
 
     Args:
+        index: which worker, from 0.
         job, package, layout: what to run, and with how many processes.
         ledger: where the results go.
         keys: the input's key columns.
         seats: of this worker, by layout.roles.
         todo: gives the blocks that are still to do, when the worker starts.
+        finish: called when they are done.
     """
 
     def __init__(
         self,
+        index: int,
         job: Job,
         package: ModelPackage,
         layout: Layout,
@@ -155,11 +174,13 @@ class Worker:
         keys: tuple[KeyField, ...],
         seats: Sequence[Seat],
         todo: Callable[[], list[Block]],
+        finish: Callable[[], None] = lambda: None,
     ) -> None:
+        self._index = index
         self._job, self._package, self._layout = job, package, layout
         self._ledger, self._keys = ledger, keys
         self._seats, self._own = seats, seats[0]
-        self._todo = todo
+        self._todo, self._finish = todo, finish
         self._payload: Ring
         self._pixels: Ring
         self._results: Ring
@@ -167,9 +188,12 @@ class Worker:
     def run(self) -> int:
         """Live the life of a worker's process. Returns its exit code."""
         _native.die_with_parent()
-        _native.set_process_name(f"evmp {self._own.name}")
+        _native.set_process_name(self._own.process_name)
+        os.sched_setaffinity(0, cpus_of(self._job, self._index))
         try:
             self._supervise()
+            if not self.is_draining():
+                self._finish()
         except EvmpError as error:
             if not self.is_draining():
                 words = {"error": type(error).__name__, "message": str(error)}
@@ -192,14 +216,12 @@ class Worker:
 
     def is_draining(self) -> bool:
         """Return whether the worker shall finish what it holds and leave."""
-        return bool(self._own.counters[Counter.DRAINING])
+        return self._own.counters[Counter.LEAVE] != Leave.NOT
 
     def _make_rings(self) -> None:
         layout = self._layout
         self._payload = Ring("payload", layout.n_payloads, 1, layout.payload_bytes)
-        self._pixels = Ring(
-            "pixels", layout.n_pixel_batches, layout.batch_rows, layout.pixel_bytes
-        )
+        self._pixels = Ring("pixels", layout.n_pixel_batches, layout.batch_rows, layout.pixel_bytes)
         self._results = Ring(
             "results", layout.n_result_batches, layout.batch_rows, layout.result_bytes
         )
@@ -250,7 +272,7 @@ class Worker:
             "predictor": lambda number: Predictor(
                 self._job,
                 self._package,
-                self._layout.torch_threads,
+                self._gpu_of(number),
                 self._pixels,
                 self._results,
                 self._seats[number],
@@ -267,6 +289,10 @@ class Worker:
                 number,
             ),
         }
+
+    def _gpu_of(self, number: int) -> str:
+        gpus = gpus_of(self._job, self._index)
+        return gpus[self._seats[number].ordinal] if gpus else ""
 
     def _post(self, number: int, make: Callable[[int], Stage]) -> Post:
         seat, parent = self._seats[number], os.getpid()
@@ -310,7 +336,7 @@ class Worker:
         return writer[Counter.ROWS] + self._own.counters[Counter.GIVEN_UP]
 
     def _drain(self) -> None:
-        self._own.counters[Counter.DRAINING] = 1
+        self._own.counters[Counter.LEAVE] = Leave.DRAINED
 
     def _stop(self) -> None:
         for ring in (self._payload, self._pixels, self._results):
@@ -318,5 +344,7 @@ class Worker:
 
     def _tick(self) -> None:
         self._own.enter(State.WAITING)
+        if self._own.counters[Counter.LEAVE] == Leave.AT_ONCE:
+            raise Interrupted(signal.SIGTERM)
         for i, ring in enumerate((self._payload, self._pixels, self._results)):
             self._own.counters[Counter.FILL + i] = round(1000 * ring.fill)

@@ -7,6 +7,7 @@ that has killed a process before, is worked on row by row, so that a bad row cos
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -32,7 +33,7 @@ class Predictor:
 
     Args:
         job, package: which model, on which device, with which options.
-        threads: of torch, on the CPU.
+        gpu: the one to use, as CUDA_VISIBLE_DEVICES names it; empty for the CPU.
         pixels, results: the rings around it.
         seat, number: where to count, and as whom to claim.
     """
@@ -41,13 +42,13 @@ class Predictor:
         self,
         job: Job,
         package: ModelPackage,
-        threads: int,
+        gpu: str,
         pixels: Ring,
         results: Ring,
         seat: Seat,
         number: int,
     ) -> None:
-        self._job, self._package, self._threads = job, package, threads
+        self._job, self._package, self._gpu = job, package, gpu
         self._pixels, self._results = pixels, results
         self._seat, self._number = seat, number
         self._n_logged = 0
@@ -56,12 +57,19 @@ class Predictor:
 
     def open(self) -> None:
         """Load the model, run it once on zeros, and let the head check what comes out."""
+        # torch reads both when it is imported: this process sees its own GPU only, and threads that
+        # wait for each other sleep rather than take the decoders' cores.
+        os.environ["CUDA_VISIBLE_DEVICES"] = self._gpu
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from evmp.head import open_head
         from evmp.model import open_model
 
         self._head = open_head(self._package, self._job)
         self._model = open_model(
-            self._package, self._job.device, self._pixels.n_rows, self._threads
+            self._package,
+            self._job.device if self._gpu or self._job.device == "cuda" else "cpu",
+            self._pixels.n_rows,
+            self._job.torch_threads,
         )
         self._head.check(self._model.warm_up())
         self._pixels.populate(self._pixels.row_bytes)

@@ -6,7 +6,9 @@ again: the result appears last, by a rename, and everything before can be made a
 
 from __future__ import annotations
 
+import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,9 +76,13 @@ def part_path(target: Target, worker: int, n_workers: int) -> Path:
 def write_part(job: Job, target: Target, worker: int, n_rows: int) -> None:
     """Leave a worker's part of a text result beside it: the specification's part file.
 
+    Of a table, and of a Parquet file, there are no parts.
+
     Parts are for people who look into a running job. They are plain copies of committed blocks; the
     result is merged from the blocks themselves, and the parts are then removed.
     """
+    if not job.output_oss_file or target.path.suffix == ".parquet":
+        return
     own = shard(n_rows, worker, job.num_worker)
     commits = [c for c in target.ledger.commits() if own.start <= c.start < own.stop]
     draft = target.staging / "tmp" / f"part-{worker:05d}"
@@ -88,10 +94,11 @@ def write_part(job: Job, target: Target, worker: int, n_rows: int) -> None:
     os.replace(draft, part_path(target, worker, job.num_worker))
 
 
-def remove_parts(job: Job, target: Target) -> None:
-    """Remove the part files of this job."""
-    for worker in range(job.num_worker):
-        part_path(target, worker, job.num_worker).unlink(missing_ok=True)
+def remove_parts(target: Target) -> None:
+    """Remove the part files, those of runs with another number of workers included."""
+    for path in target.path.parent.glob(f"{glob.escape(target.path.name)}.part-*"):
+        if re.fullmatch(r"part-\d{5}-of-\d{5}", path.name[len(target.path.name) + 1 :]):
+            path.unlink(missing_ok=True)
 
 
 def _stages(target: Target, commits: Sequence[Commit]) -> Iterator[Path]:

@@ -125,9 +125,9 @@ class Report:
         from rich.table import Table
 
         table = Table(title=None, box=None, padding=(0, 2), pad_edge=False)
-        for column in ("stage", "n", "rows", "failed", "MB", "busy", "waited", "restarts"):
-            justify = "left" if column == "stage" else "right"
-            table.add_column(column, justify=justify, no_wrap=True)
+        table.add_column("stage", no_wrap=True)
+        for column in ("n", "rows", "failed", "MB", "busy", "waited", "restarts"):
+            table.add_column(column, justify="right", no_wrap=True)
         for role, stage in self.stages().items():
             waited = stage["wait_in"] + stage["wait_out"]
             whole = stage["busy"] + waited

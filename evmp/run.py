@@ -19,7 +19,7 @@ from evmp import _native, publish
 from evmp.child import call_in_child
 from evmp.errors import ConfigError, Interrupted, TooManyFailures
 from evmp.ledger import Block, Commit, cut, shard
-from evmp.metrics import Board, Counter, Seat
+from evmp.metrics import Board, Counter, Leave, Seat
 from evmp.model.package import ModelPackage, check_model_type, load_package
 from evmp.pipeline import Layout, Worker, plan_layout
 from evmp.progress import Display, Meter
@@ -177,8 +177,11 @@ class Run:
 
         def drain() -> None:
             self._display.emit("stopping: finishing what is in flight; once more stops at once")
+            leave(Leave.DRAINED)
+
+        def leave(how: Leave) -> None:
             for seats in board.workers:
-                seats[0].counters[Counter.DRAINING] = 1
+                seats[0].counters[Counter.LEAVE] = how
 
         def tick() -> None:
             self._display.show(meter.read())
@@ -198,7 +201,7 @@ class Run:
             stall_seconds=self._job.stall_timeout_seconds,
             progress=lambda: meter.rows()[0],
             drain=drain,
-            stop=lambda: None,
+            stop=lambda: leave(Leave.AT_ONCE),
             tick=tick,
             grace_seconds=GRACE_SECONDS,
             emit=self._display.emit,
@@ -207,6 +210,7 @@ class Run:
     def _post(self, worker: int, seats: Sequence[Seat], settle: Settle) -> Post:
         plan = self._plan
         process = Worker(
+            worker,
             plan.job,
             plan.package,
             plan.layout,
@@ -214,6 +218,7 @@ class Run:
             plan.source.keys,
             seats,
             partial(self._todo, worker),
+            partial(publish.write_part, plan.job, self._target, worker, plan.source.n_rows),
         )
         return Post(seat=seats[0], run=process.run, settle=settle, is_group=True)
 
@@ -259,7 +264,7 @@ class Run:
         )
 
     def _clean_up(self) -> None:
-        publish.remove_parts(self._job, self._target)
+        publish.remove_parts(self._target)
         if not self._job.keep_staging:
             self._target.ledger.remove()
 
@@ -267,5 +272,3 @@ class Run:
 def _totals(commits: Sequence[Commit]) -> tuple[int, int]:
     """Return how many rows are committed, and how many of them failed."""
     return sum(c.stop - c.start for c in commits), sum(c.failed for c in commits)
-
-

@@ -90,7 +90,7 @@ def run_stage(stage: Stage, seat: Seat, parent: int) -> int:
     _native.die_with_parent()
     if os.getppid() != parent:
         return 1
-    _native.set_process_name(f"evmp {seat.name}")
+    _native.set_process_name(seat.process_name)
     # Signals to the whole job reach every process of it: the supervisor alone decides what they
     # mean, and stops its children through the rings.
     for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
