@@ -1,7 +1,7 @@
 """What of a job is done: staged blocks of rows, and the records that make them count.
 
-The ledger is a directory beside the output, the *staging place*. Execution is at least once; a
-block of rows counts when its record exists, and a record is created once, by link(2), or not at all:
+The ledger is a directory beside the output, the *staging place*. Execution is at least once; what
+counts of a block of rows is its record, which is created once, by link(2), or not at all:
 
     job.json                 the fingerprint of the job this staging place belongs to
     lock                     flock of the run that works here; says who
@@ -265,7 +265,7 @@ def cut(n_rows: int, commits: Iterable[Commit], shard: Block, block_rows: int) -
 
 
 def shard(n_rows: int, worker: int, n_workers: int) -> Block:
-    """Return the contiguous rows of worker `worker`, counted from 0; sizes differ by one at most."""
+    """Return the contiguous rows of worker `worker` of 0 to n_workers - 1; sizes differ by one."""
     return Block(n_rows * worker // n_workers, n_rows * (worker + 1) // n_workers)
 
 
