@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -90,6 +91,8 @@ def command(config: str, overrides: tuple[str, ...], check: bool, fresh: bool, q
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command and exit with its code."""
+    # numpy's BLAS would start threads when it is imported, and this process is about to fork.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
