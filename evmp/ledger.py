@@ -79,7 +79,10 @@ class Ledger:
         return (self.root / "job.json").exists()
 
     def open(self, fingerprint: dict[str, object]) -> None:
-        """Begin the job here, or go on with it.
+        """Begin the job here, or go on with it. Only under lock().
+
+        A job that has not committed anything makes way for another: what kept it from starting may
+        be the very thing that has been corrected since.
 
         Raises:
             ConfigError: when another job, or another version of evmp, has begun here; says what
@@ -87,21 +90,28 @@ class Ledger:
             SinkError: when the directory cannot be made.
         """
         fingerprint = {"format": FORMAT, **fingerprint}
+        text = json.dumps(fingerprint, indent=1, sort_keys=True).encode()
         try:
             for part in ("tmp", "data", "blocks"):
                 (self.root / part).mkdir(parents=True, exist_ok=True)
-            text = json.dumps(fingerprint, indent=1, sort_keys=True).encode()
-            create_once(self.root / "job.json", text, self.root / "tmp")
-            begun = json.loads((self.root / "job.json").read_bytes())
+            differences = self._begin(text)
+            if differences and not any((self.root / "blocks").iterdir()):
+                (self.root / "job.json").unlink()
+                differences = self._begin(text)
         except (OSError, ValueError) as error:
             raise SinkError(f"staging place {self.root} cannot be used: {error}") from error
-        differences = list(_differences(begun, json.loads(text)))
         if differences:
             raise ConfigError(
                 f"{self.root} holds the unfinished run of another job; "
                 "run that one again, or start over with --fresh. What differs:\n  "
                 + "\n  ".join(differences)
             )
+
+    def _begin(self, text: bytes) -> list[str]:
+        """Write job.json where there is none. Returns how the one that is there differs."""
+        create_once(self.root / "job.json", text, self.root / "tmp")
+        begun = json.loads((self.root / "job.json").read_bytes())
+        return list(_differences(begun, json.loads(text)))
 
     @contextmanager
     def lock(self) -> Iterator[None]:

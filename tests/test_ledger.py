@@ -1,0 +1,251 @@
+"""The ledger: what is committed stays, once, whole, and everything else is done again."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evmp.errors import ConfigError, SinkError
+from evmp.ledger import Block, Commit, Ledger, create_once, cut, shard
+
+FINGERPRINT: dict[str, object] = {"input": {"rows": 10}, "job": {"top_k": 0}}
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    ledger = Ledger(tmp_path / "out.evmp")
+    ledger.open(FINGERPRINT)
+    return ledger
+
+
+def stage(ledger: Ledger, start: int, data: bytes, run: str = "run") -> Path:
+    file = ledger.stage(run, start)
+    file.write_bytes(data)
+    return file
+
+
+def commit(ledger: Ledger, start: int, stop: int, data: bytes = b"rows", run: str = "run") -> bool:
+    return ledger.commit(stage(ledger, start, data, run), Block(start, stop), 0, {})
+
+
+def done(start: int, stop: int) -> Commit:
+    return Commit(start, stop, 0, "data", 0, 0, {})
+
+
+def test_committed_block_is_listed_with_all_that_was_said_of_it(ledger: Ledger) -> None:
+    reasons = {"decode: not an image": [1, 4, "not an image"]}
+
+    assert ledger.commit(stage(ledger, 3, b"three"), Block(3, 6), 1, reasons)
+
+    (found,) = ledger.commits()
+    assert (found.start, found.stop, found.failed, found.bytes) == (3, 6, 1, 5)
+    assert found.reasons == reasons
+    assert ledger.data(found).read_bytes() == b"three"
+    assert ledger.is_committed(3)
+    assert not ledger.is_committed(4)
+
+
+def test_commits_come_in_input_order(ledger: Ledger) -> None:
+    for start in (900, 20, 1000, 3):
+        commit(ledger, start, start + 1)
+
+    assert [found.start for found in ledger.commits()] == [3, 20, 900, 1000]
+
+
+def test_first_to_commit_a_block_wins(ledger: Ledger) -> None:
+    assert commit(ledger, 0, 4, b"first")
+
+    assert not commit(ledger, 0, 2, b"second", run="other")
+
+    (found,) = ledger.commits()
+    assert (found.stop, ledger.data(found).read_bytes()) == (4, b"first")
+    assert len(list((ledger.root / "data").iterdir())) == 1
+    assert list((ledger.root / "tmp").iterdir()) == []
+
+
+def test_only_one_of_many_processes_commits_a_block(ledger: Ledger) -> None:
+    children = []
+    for number in range(8):
+        pid = os.fork()
+        if pid == 0:
+            won = False
+            try:
+                won = commit(ledger, 0, 4, b"%d" % number, run=str(number))
+            finally:
+                os._exit(won)
+        children.append(pid)
+
+    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+
+    assert sorted(codes) == [0] * 7 + [1]
+    (found,) = ledger.commits()
+    assert ledger.data(found).read_bytes() == b"%d" % codes.index(1)
+
+
+def test_sweep_keeps_what_is_committed_and_nothing_else(ledger: Ledger) -> None:
+    commit(ledger, 0, 4)
+    stage(ledger, 4, b"half a block")
+    (ledger.root / "data" / "000000000004.gone").write_bytes(b"renamed, never recorded")
+
+    ledger.sweep()
+
+    (found,) = ledger.commits()
+    ledger.verify(found)
+    assert list((ledger.root / "data").iterdir()) == [ledger.data(found)]
+    assert list((ledger.root / "tmp").iterdir()) == []
+
+
+def test_changed_stage_file_is_told(ledger: Ledger) -> None:
+    commit(ledger, 0, 4, b"rows")
+    (found,) = ledger.commits()
+    ledger.data(found).write_bytes(b"r0ws")
+
+    with pytest.raises(SinkError, match=r"has changed since its commit: 4 bytes.* delete .*\.json"):
+        ledger.verify(found)
+
+
+def test_missing_stage_file_is_told(ledger: Ledger) -> None:
+    commit(ledger, 0, 4)
+    (found,) = ledger.commits()
+    ledger.data(found).unlink()
+
+    with pytest.raises(SinkError, match="of rows 0 to 4 is missing; delete"):
+        ledger.verify(found)
+
+
+def test_damaged_record_is_told(ledger: Ledger) -> None:
+    commit(ledger, 0, 4)
+    (ledger.root / "blocks" / "000000000000.json").write_bytes(b'{"start": 0')
+
+    with pytest.raises(SinkError, match=r"000000000000\.json is damaged.*delete it to do its rows"):
+        ledger.commits()
+
+
+def test_same_job_goes_on(ledger: Ledger) -> None:
+    commit(ledger, 0, 4)
+
+    Ledger(ledger.root).open(dict(reversed(FINGERPRINT.items())))
+
+    assert [found.start for found in ledger.commits()] == [0]
+
+
+def test_other_job_is_refused_with_what_differs(ledger: Ledger) -> None:
+    commit(ledger, 0, 4)
+
+    with pytest.raises(ConfigError) as caught:
+        ledger.open({"input": {"rows": 11}, "job": {"top_k": 5}})
+
+    assert "job.top_k: 0 then, 5 now" in str(caught.value)
+    assert "input.rows: 10 then, 11 now" in str(caught.value)
+    assert "--fresh" in str(caught.value)
+
+
+def test_job_that_committed_nothing_makes_way_for_another(ledger: Ledger) -> None:
+    other: dict[str, object] = {"input": {"rows": 11}}
+
+    ledger.open(other)
+
+    commit(ledger, 0, 4)
+    ledger.open(other)
+
+
+def test_second_run_is_refused_and_told_who_works(ledger: Ledger) -> None:
+    with (
+        ledger.lock(),
+        pytest.raises(SinkError, match=f"another run works .* process {os.getpid()}, since"),
+        ledger.lock(),
+    ):
+        pass
+
+
+def test_lock_of_a_killed_run_is_free(ledger: Ledger) -> None:
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with ledger.lock():
+            os.write(write_end, b"!")
+            signal.pause()
+    os.read(read_end, 1)
+    os.close(read_end)
+    os.close(write_end)
+
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+    with ledger.lock():
+        pass
+
+
+def test_clear_forgets_all_but_the_lock(ledger: Ledger) -> None:
+    with ledger.lock():
+        commit(ledger, 0, 4)
+        ledger.clear()
+
+        assert [path.name for path in ledger.root.iterdir()] == ["lock"]
+        assert not ledger.exists()
+
+
+def test_staging_place_below_a_file_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(SinkError, match=r"staging place .* cannot be used: .*Not a directory"):
+        Ledger(tmp_path / "file" / "out.evmp").open(FINGERPRINT)
+
+
+def test_file_is_created_once_and_leaves_no_draft(tmp_path: Path) -> None:
+    assert create_once(tmp_path / "it", b"first", tmp_path)
+    assert not create_once(tmp_path / "it", b"second", tmp_path)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["it"]
+    assert (tmp_path / "it").read_bytes() == b"first"
+
+
+@given(st.integers(0, 10_000), st.integers(1, 300))
+def test_shards_cover_all_rows_in_order(n_rows: int, n_workers: int) -> None:
+    shards = [shard(n_rows, worker, n_workers) for worker in range(n_workers)]
+
+    assert (shards[0].start, shards[-1].stop) == (0, n_rows)
+    assert all(left.stop == right.start for left, right in itertools.pairwise(shards))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+
+
+@st.composite
+def some_done(draw: st.DrawFn) -> tuple[int, list[Commit]]:
+    """Rows, and disjoint committed blocks of them."""
+    n_rows = draw(st.integers(0, 200))
+    edges = sorted(draw(st.sets(st.integers(0, n_rows), max_size=12)))
+    blocks = [done(start, stop) for start, stop in itertools.pairwise(edges)]
+    return n_rows, draw(st.permutations([block for block in blocks if draw(st.booleans())]))
+
+
+@given(some_done(), st.integers(1, 5), st.integers(1, 50))
+def test_what_is_done_and_what_is_left_is_every_row_once(
+    rows: tuple[int, list[Commit]], n_workers: int, block_rows: int
+) -> None:
+    n_rows, commits = rows
+    todo = [
+        block
+        for worker in range(n_workers)
+        for block in cut(n_rows, commits, shard(n_rows, worker, n_workers), block_rows)
+    ]
+
+    covered = sorted([*todo, *(Block(c.start, c.stop) for c in commits)], key=lambda b: b.start)
+
+    assert [row for block in covered for row in range(block.start, block.stop)] == [*range(n_rows)]
+    assert all(0 < len(block) <= block_rows for block in todo)
+    assert todo == sorted(todo, key=lambda block: block.start)
+
+
+def test_blocks_begin_where_they_did_before_the_stop() -> None:
+    assert cut(100, [done(0, 10), done(10, 13)], Block(0, 50), 10) == [
+        Block(13, 20),
+        Block(20, 30),
+        Block(30, 40),
+        Block(40, 50),
+    ]
