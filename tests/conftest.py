@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from footprint import Footprint, kill_left, left_behind
+from jobfolder import JobFolder
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -255,3 +256,14 @@ def run_evmp(
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     return run_evmp
+
+
+@pytest.fixture
+def job(
+    tmp_path: Path,
+    tiny_model: Path,
+    run_evmp: Callable[..., subprocess.CompletedProcess[str]],
+    start_evmp: Callable[..., subprocess.Popen[str]],
+) -> JobFolder:
+    """A folder with a job of the tiny model in it; see `JobFolder`."""
+    return JobFolder(tmp_path, tiny_model, run_evmp, start_evmp)
