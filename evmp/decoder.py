@@ -19,6 +19,7 @@ from evmp.image import Frame, ImageDecoder
 from evmp.metrics import Counter, Seat
 from evmp.ring import Header, Mark, Ring
 from evmp.source import Kind
+from evmp.source.location import local_path
 from evmp.stage import claims, put_failure
 
 if TYPE_CHECKING:
@@ -121,22 +122,26 @@ class Decoder:
         if not isinstance(path, str) or not path:
             found = "no such key" if "image" not in sample else f"{path!r:.40}"
             raise FetchError(f"image: got {found}, expected the path of an image")
-        return self._read_file(path)
+        try:
+            return self._read_file(local_path(path))
+        except ValueError as error:
+            raise FetchError(str(error)) from None
 
     def _read_file(self, path: str) -> memoryview:
         """Return the bytes of a regular file; a pipe or a device never blocks the stage."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "impossible path"
-            raise FetchError(f"{path}: {reason}") from None
+            reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "no path"
+            raise FetchError(f"{path!r}: {reason.lower()}") from None
         with open(fd, "rb", buffering=0) as file:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
-                raise FetchError(f"{path}: not a file")
+                raise FetchError(f"{path!r}: not a file")
             if status.st_size > self._job.max_row_bytes:
                 raise FetchError(
-                    f"{path}: {status.st_size} bytes exceed max_row_bytes {self._job.max_row_bytes}"
+                    f"{path!r}: {status.st_size} bytes exceed max_row_bytes "
+                    f"{self._job.max_row_bytes}"
                 )
             return self._read_whole(file.readinto, status.st_size)
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 GRACE_SECONDS: Final = 0.5  # stages hold nothing that a kill could lose
 TYPICAL_PAYLOAD_BYTES: Final = 256 << 10  # memory of a payload slot that is faulted in at start
 MAX_SEATS: Final = 250
+MAX_ADDRESS_BYTES: Final = 1 << 45  # of the 2^47 that a process has on most machines
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,12 @@ class Layout:
         pixels = self.n_pixel_batches * self.batch_rows * self.pixel_bytes
         results = self.n_result_batches * self.batch_rows * 16384
         return self.n_payloads * TYPICAL_PAYLOAD_BYTES + pixels + results
+
+    @property
+    def address_bytes(self) -> int:
+        """Address space that the worker's rings take; most of it is never touched."""
+        results = self.n_result_batches * self.batch_rows * self.result_bytes
+        return self.n_payloads * self.payload_bytes + results
 
 
 def plan_layout(job: Job, package: ModelPackage) -> Layout:
@@ -137,6 +144,11 @@ def cpus_of(job: Job, worker: int) -> list[int]:
 
 
 def _check_memory(job: Job, layout: Layout) -> None:
+    if layout.address_bytes > MAX_ADDRESS_BYTES:
+        raise ConfigError(
+            f"queue_size {job.queue_size} times max_row_bytes {job.max_row_bytes} is more address "
+            "space than a process has; lower one of them"
+        )
     need = layout.memory_bytes * job.num_worker
     have = job.memory_limit_bytes or machine.memory_bytes()
     if need > have:
@@ -219,6 +231,16 @@ class Worker:
         return self._own.counters[Counter.LEAVE] != Leave.NOT
 
     def _make_rings(self) -> None:
+        try:
+            self._map_rings()
+        except OSError as error:
+            raise ConfigError(
+                f"the rings need {self._layout.address_bytes >> 30} GiB of address space, and the "
+                f"system gives no more: {error.strerror}; lower max_row_bytes or queue_size, or "
+                "raise `ulimit -v`"
+            ) from error
+
+    def _map_rings(self) -> None:
         layout = self._layout
         self._payload = Ring("payload", layout.n_payloads, 1, layout.payload_bytes)
         self._pixels = Ring("pixels", layout.n_pixel_batches, layout.batch_rows, layout.pixel_bytes)

@@ -124,10 +124,16 @@ class Reader:
 
     def _leave_note(self, n: int, row: Row, payload: memoryview) -> Mark:
         """Leave the key columns for the writer. Returns EMPTY where the row has failed already."""
-        self._results.set_note(n, pickle.dumps(row.keys, protocol=pickle.HIGHEST_PROTOCOL))
-        if row.kind != Kind.ERROR:
+        note = pickle.dumps(row.keys, protocol=pickle.HIGHEST_PROTOCOL)
+        limit = self._results.row_bytes // 2
+        message = bytes(payload).decode("utf-8", "replace") if row.kind == Kind.ERROR else ""
+        if len(note) > limit:
+            message = f"key columns of {len(note)} bytes exceed max_row_bytes; left out"
+            note = pickle.dumps((None,) * len(row.keys))
+        self._results.set_note(n, note)
+        if not message:
             return Mark.DATA
-        put_failure(self._results, n, row.index, "read", bytes(payload).decode("utf-8", "replace"))
+        put_failure(self._results, n, row.index, "read", message)
         self._seat.add(Counter.FAILED, 1)
         return Mark.EMPTY
 

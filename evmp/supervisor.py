@@ -248,6 +248,8 @@ class Supervisor:
             self._reap(post, 0)
         for key in list(self._selector.get_map().values()):
             key.data()
+            if isinstance(key.data, _LineReader) and key.fd in self._selector.get_map():
+                self.forget(key.fd)
 
     def _reap(self, post: Post, options: int) -> bool:
         pid, _ = os.waitpid(post.pid, options)
