@@ -140,15 +140,18 @@ class Run:
     # --- the work -----------------------------------------------------------------------------
 
     def _work(self) -> Report:
-        n_rows, everyone = self._plan.source.n_rows, range(self._job.num_worker)
-        workers = [k for k in everyone if self._todo(k)]
-        idle = [k for k in everyone if k not in workers]
-        before, _ = _totals(self._target.ledger.commits())
-        elsewhere = _totals([c for k in idle for c in self._commits(k)])
-        board = Board(self._plan.layout.roles, len(workers))
-        meter = Meter(board.workers, n_rows, elsewhere)
+        n_rows = self._plan.source.n_rows
+        commits = self._target.ledger.commits()
+        before, _ = _totals(commits)
         if before:
             self._display.emit(f"resuming: {before} of {n_rows} rows are done")
+        workers = [k for k in range(self._job.num_worker) if self._left(k, commits)]
+        done = {k: _totals(self._of_worker(k, commits)) for k in workers}
+        elsewhere = _difference(_totals(commits), *done.values())
+        board = Board(self._plan.layout.roles, len(workers))
+        meter = Meter(board.workers, n_rows, elsewhere)
+        for place, worker in enumerate(workers):
+            meter.rebase(place, *done[worker])
         if workers:
             self._supervise(workers, board, meter)
         commits = self._target.ledger.commits()
@@ -163,14 +166,19 @@ class Run:
         rows, _ = _totals(self._target.ledger.commits())
         return f"{rows} of {self._plan.source.n_rows} rows are done"
 
-    def _commits(self, worker: int) -> list[Commit]:
-        own = shard(self._plan.source.n_rows, worker, self._job.num_worker)
-        return [c for c in self._target.ledger.commits() if own.start <= c.start < own.stop]
+    def _shard(self, worker: int) -> Block:
+        return shard(self._plan.source.n_rows, worker, self._job.num_worker)
+
+    def _of_worker(self, worker: int, commits: Sequence[Commit]) -> list[Commit]:
+        own = self._shard(worker)
+        return [c for c in commits if own.start <= c.start < own.stop]
+
+    def _left(self, worker: int, commits: Sequence[Commit]) -> list[Block]:
+        """Return the blocks of a worker's shard that are not committed."""
+        return cut(self._plan.source.n_rows, commits, self._shard(worker), self._plan.block_rows)
 
     def _todo(self, worker: int) -> list[Block]:
-        own = shard(self._plan.source.n_rows, worker, self._job.num_worker)
-        commits = self._target.ledger.commits()
-        return cut(self._plan.source.n_rows, commits, own, self._plan.block_rows)
+        return self._left(worker, self._target.ledger.commits())
 
     def _supervise(self, workers: Sequence[int], board: Board, meter: Meter) -> None:
         _native.adopt_orphans()
@@ -190,14 +198,14 @@ class Run:
         def settle(place: int, cause: str) -> None:
             """What a dead worker had not committed is done, and counted, again."""
             log.info("%s goes on from its last commit", board.workers[place][0].name)
-            meter.rebase(place, *_totals(self._commits(workers[place])))
+            commits = self._of_worker(workers[place], self._target.ledger.commits())
+            meter.rebase(place, *_totals(commits))
 
-        posts = []
-        for place, worker in enumerate(workers):
-            meter.rebase(place, *_totals(self._commits(worker)))
-            posts.append(self._post(worker, board.workers[place], partial(settle, place)))
         Supervisor(
-            posts,
+            [
+                self._post(worker, board.workers[place], partial(settle, place))
+                for place, worker in enumerate(workers)
+            ],
             stall_seconds=self._job.stall_timeout_seconds,
             progress=lambda: meter.rows()[0],
             drain=drain,
@@ -267,6 +275,10 @@ class Run:
         publish.remove_parts(self._target)
         if not self._job.keep_staging:
             self._target.ledger.remove()
+
+
+def _difference(all_rows: tuple[int, int], *parts: tuple[int, int]) -> tuple[int, int]:
+    return all_rows[0] - sum(p[0] for p in parts), all_rows[1] - sum(p[1] for p in parts)
 
 
 def _totals(commits: Sequence[Commit]) -> tuple[int, int]:
