@@ -109,10 +109,11 @@ class Seat:
         self.counters[counter] += amount
 
     def set_last_words(self, words: Mapping[str, object]) -> None:
-        """Leave a message of a few kilobytes that outlives the process."""
+        """Leave a message of a few kilobytes that outlives the process; what is longest is cut."""
         text = json.dumps(words).encode()
         while len(text) > _LAST_WORDS_BYTES - 8:
-            words = {key: str(value)[: len(str(value)) // 2] for key, value in words.items()}
+            longest = max(words, key=lambda key: len(str(words[key])))
+            words = {**words, longest: str(words[longest])[: len(str(words[longest])) // 2]}
             text = json.dumps(words).encode()
         self._words[8 : 8 + len(text)] = text
         self._words[:8] = len(text).to_bytes(8, "little")

@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from forked import fork, wait
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -70,18 +71,12 @@ def test_first_to_commit_a_block_wins(ledger: Ledger) -> None:
 
 
 def test_only_one_of_many_processes_commits_a_block(ledger: Ledger) -> None:
-    children = []
-    for number in range(8):
-        pid = os.fork()
-        if pid == 0:
-            won = False
-            try:
-                won = commit(ledger, 0, 4, b"%d" % number, run=str(number))
-            finally:
-                os._exit(won)
-        children.append(pid)
+    children = [
+        fork(lambda number=number: commit(ledger, 0, 4, b"%d" % number, run=str(number)))
+        for number in range(8)
+    ]
 
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+    codes = [wait(pid) for pid in children]
 
     assert sorted(codes) == [0] * 7 + [1]
     (found,) = ledger.commits()
@@ -166,17 +161,18 @@ def test_second_run_is_refused_and_told_who_works(ledger: Ledger) -> None:
 
 def test_lock_of_a_killed_run_is_free(ledger: Ledger) -> None:
     read_end, write_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
+
+    def work() -> None:
         with ledger.lock():
             os.write(write_end, b"!")
             signal.pause()
+
+    pid = fork(work)
     os.read(read_end, 1)
     os.close(read_end)
     os.close(write_end)
-
     os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    wait(pid)
 
     with ledger.lock():
         pass
