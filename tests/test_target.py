@@ -1,0 +1,220 @@
+"""The output's place: nothing is overwritten unseen, and a result appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evmp.errors import SinkError
+from evmp.target import Target
+
+RECORD: dict[str, Any] = {"rows": 3}
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Target:
+    target = Target(tmp_path / "out.jsonl")
+    target.prepare()
+    return target
+
+
+def merged(target: Target, text: str = "result") -> Path:
+    """A merged file in the staging place."""
+    file = target.staging / "merged.jsonl"
+    file.write_text(text)
+    return file
+
+
+def merged_table(target: Target, text: str = "rows") -> Path:
+    """A merged table, likewise."""
+    folder = target.staging / "merged"
+    folder.mkdir()
+    (folder / "part-00000.parquet").write_text(text)
+    return folder
+
+
+def test_result_of_a_file_has_its_neighbours_beside_it(tmp_path: Path) -> None:
+    target = Target(tmp_path / "out.jsonl")
+
+    assert target.staging == tmp_path / "out.jsonl.evmp"
+    assert target.record == tmp_path / "out.jsonl.evmp.json"
+
+
+def test_neighbours_of_a_partition_stand_beside_the_table(tmp_path: Path) -> None:
+    target = Target(tmp_path / "table" / "date=1" / "hour=2")
+
+    assert target.staging == tmp_path / "table.date=1.hour=2.evmp"
+    assert target.record == tmp_path / "table.date=1.hour=2.evmp.json"
+
+
+def test_nothing_there_is_nothing_finished(target: Target) -> None:
+    assert target.finished() is None
+
+
+def test_published_result_is_finished_and_tells_its_record(target: Target) -> None:
+    target.publish(merged(target), RECORD)
+    target.ledger.remove()
+
+    assert target.path.read_text() == "result"
+    record = target.finished()
+    assert record is not None and record["rows"] == 3
+    assert json.loads(target.record.read_bytes()) == record
+
+
+def test_result_without_a_record_is_refused(target: Target) -> None:
+    target.path.write_text("somebody's")
+
+    with pytest.raises(SinkError, match=r"out\.jsonl exists and was not made .* --fresh"):
+        target.finished()
+
+
+def test_result_that_was_changed_is_not_ours_any_more(target: Target) -> None:
+    target.publish(merged(target), RECORD)
+    target.path.write_text("edited by hand")
+
+    with pytest.raises(SinkError, match="was not made by a run"):
+        target.finished()
+
+
+def test_result_that_was_moved_away_is_to_be_done_again(target: Target) -> None:
+    target.publish(merged(target), RECORD)
+    target.path.rename(target.path.with_name("elsewhere.jsonl"))
+
+    assert target.finished() is None
+
+
+def test_broken_link_at_the_output_is_refused(target: Target) -> None:
+    target.path.symlink_to("nowhere")
+
+    with pytest.raises(SinkError, match="exists"):
+        target.finished()
+
+
+def test_empty_directory_is_no_result(tmp_path: Path) -> None:
+    target = Target(tmp_path / "table")
+    target.prepare()
+    target.path.mkdir()
+
+    assert target.finished() is None
+    target.publish(merged_table(target), RECORD)
+
+    assert [file.name for file in target.path.iterdir()] == ["part-00000.parquet"]
+
+
+def test_file_that_appeared_meanwhile_is_not_overwritten(target: Target) -> None:
+    file = merged(target)
+    target.path.write_text("somebody's")
+
+    with pytest.raises(SinkError, match="move it away and run the same command again"):
+        target.publish(file, RECORD)
+
+    assert target.path.read_text() == "somebody's"
+    assert file.read_text() == "result"
+
+
+def test_table_that_appeared_meanwhile_is_not_overwritten(tmp_path: Path) -> None:
+    target = Target(tmp_path / "table")
+    target.prepare()
+    folder = merged_table(target)
+    target.path.mkdir()
+    (target.path / "somebody's").touch()
+
+    with pytest.raises(SinkError, match="run the same command again"):
+        target.publish(folder, RECORD)
+
+    assert [file.name for file in target.path.iterdir()] == ["somebody's"]
+
+
+def test_fresh_replaces_what_it_has_seen(target: Target) -> None:
+    target.path.write_text("old")
+    target.start_over()
+    assert target.path.read_text() == "old"
+
+    target.publish(merged(target, "new"), RECORD)
+
+    assert target.path.read_text() == "new"
+
+
+def test_fresh_does_not_replace_what_came_later(target: Target) -> None:
+    target.path.write_text("old")
+    target.start_over()
+    target.path.unlink()
+    target.path.write_text("somebody's, written since")
+
+    with pytest.raises(SinkError, match="exists"):
+        target.publish(merged(target, "new"), RECORD)
+
+    assert target.path.read_text() == "somebody's, written since"
+
+
+@pytest.mark.parametrize("old", ["file", "table"])
+@pytest.mark.parametrize("new", ["file", "table"])
+def test_fresh_replaces_a_file_and_a_table(tmp_path: Path, old: str, new: str) -> None:
+    target = Target(tmp_path / "out")
+    target.prepare()
+    if old == "file":
+        target.path.write_text("old")
+    else:
+        target.path.mkdir()
+        (target.path / "old.parquet").touch()
+    target.start_over()
+
+    target.publish(merged(target) if new == "file" else merged_table(target), RECORD)
+
+    assert target.path.is_file() == (new == "file")
+    assert not (target.path / "old.parquet").exists()
+
+
+def test_start_over_keeps_the_result_and_forgets_the_work(target: Target) -> None:
+    target.publish(merged(target), RECORD)
+    target.ledger.open({})
+
+    target.start_over()
+
+    assert target.path.read_text() == "result"
+    assert not target.ledger.exists()
+
+
+def test_death_between_result_and_record_is_settled(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target.ledger.open({})
+    monkeypatch.setattr(target, "settle", lambda: None)
+    target.publish(merged(target), RECORD)
+    assert not target.record.exists()
+
+    again = Target(target.path)
+
+    assert again.finished() is None
+    assert again.settle()
+    assert json.loads(again.record.read_bytes())["rows"] == 3
+
+
+def test_nothing_to_settle_before_the_result_is_in_place(target: Target) -> None:
+    merged(target)
+
+    assert not target.settle()
+
+
+def test_output_below_a_file_is_told_at_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(SinkError, match=r"file/out\.jsonl cannot be written: Not a directory"):
+        Target(tmp_path / "file" / "out.jsonl").prepare()
+
+
+def test_output_where_nothing_may_be_created_is_told_at_start() -> None:
+    with pytest.raises(SinkError, match=r"/proc/out\.jsonl cannot be written: No such file"):
+        Target(Path("/proc/out.jsonl")).prepare()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_output_without_permission_is_told_at_start(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+
+    with pytest.raises(SinkError, match="cannot be written: Permission denied"):
+        Target(tmp_path / "out.jsonl").prepare()
