@@ -72,8 +72,8 @@ static ptrdiff_t fault(enum base64_fault kind, size_t *position, size_t at)
 }
 
 /*
- * Decode the group of at most four characters at src[at..n) that the bulk
- * loop refused: it is padded, short or faulty, or did not fit.
+ * Decode the group at src[at..n) that the bulk loop refused: it is padded,
+ * short or faulty, or does not fit.
  */
 static ptrdiff_t decode_group(bool url, const uint8_t *src, size_t n,
                               size_t at, uint8_t *dst, size_t n_dst,
@@ -99,9 +99,6 @@ static ptrdiff_t decode_group(bool url, const uint8_t *src, size_t n,
         if (src[at + i] != '=' || !may_pad) {
             return fault(BASE64_BAD_PADDING, position, at + i);
         }
-    }
-    if (n_values < 4 && at + 4 < n) {
-        return fault(BASE64_BAD_PADDING, position, at + 4);
     }
     size_t n_bytes = n_values - 1;
     if (group & (0xFFFFFFu >> (8 * n_bytes))) {
@@ -136,7 +133,13 @@ static ptrdiff_t decode_strict(base64_bulk *bulk, bool url,
     }
     ptrdiff_t last = decode_group(url, src, n_src, read, dst + written,
                                   n_dst - written, position);
-    return last < 0 ? last : (ptrdiff_t)written + last;
+    if (last < 0) {
+        return last;
+    }
+    if (n_src - read > 4) {
+        return fault(BASE64_BAD_PADDING, position, read + 4);
+    }
+    return (ptrdiff_t)written + last;
 }
 
 static bool is_space(uint8_t c)

@@ -13,7 +13,8 @@
  * | BASE64_TRAILING_BITS  | "AB=="   | of the last character before '=': 1  |
  * | BASE64_NO_SPACE       |          | of the group that did not fit        |
  *
- * The first fault from the left is the one that is reported.
+ * The first faulty group of four is reported; in it, what is wrong with a
+ * character before bits that are not zero, and that before want of space.
  */
 #ifndef EVMP_BASE64_H
 #define EVMP_BASE64_H

@@ -23,6 +23,7 @@
 #include "simd.h"
 
 #define RESIZE_MAX_SIDE ((size_t)1 << 24)
+#define RESIZE_ERROR 0.1 /* grey levels; a bound, in photographs 0.01 */
 
 enum resize_filter {
     RESIZE_BILINEAR, /* triangle, one step to each side */

@@ -16,6 +16,9 @@ bool resize_block_grow(struct resize_block *block, size_t bytes)
     size_t rounded = (bytes + LINE - 1) / LINE * LINE;
     block->data = aligned_alloc(LINE, rounded);
     block->bytes = block->data == NULL ? 0 : rounded;
+    if (block->data != NULL) {
+        memset(block->data, 0, rounded);
+    }
     return block->data != NULL;
 }
 
@@ -34,16 +37,16 @@ static double weigh(enum resize_filter filter, double x)
 /* How the filter lies over the input. */
 struct geometry {
     double step;  /* input pixels between two outputs */
-    double scale; /* input pixels per unit of the filter, at least one */
+    double scale; /* units of the filter per input pixel, at most one */
     double reach; /* half the filter's width in input pixels */
 };
 
 static struct geometry geometry_of(const struct resize_span *span)
 {
     double step = (span->stop - span->start) / (double)span->n_out;
-    double scale = step > 1.0 ? step : 1.0;
+    double stretch = step > 1.0 ? step : 1.0;
     double support = span->filter == RESIZE_BICUBIC ? 2.0 : 1.0;
-    return (struct geometry){step, scale, support * scale};
+    return (struct geometry){step, 1.0 / stretch, support * stretch};
 }
 
 /* The input pixels [first, last) under the filter of output i. */
@@ -64,16 +67,33 @@ static struct window window_of(const struct resize_span *span,
     return (struct window){centre, first, last};
 }
 
+/* floor() without a call, for what an int32 holds. */
+static int32_t floor_to_int(double x)
+{
+    int32_t n = (int32_t)x;
+    return n - (x < (double)n);
+}
+
+static size_t round_down(size_t n, size_t align)
+{
+    return n - n % align;
+}
+
+static size_t round_up(size_t n, size_t align)
+{
+    return round_down(n + align - 1, align);
+}
+
 static size_t most_taps(const struct resize_span *span,
                         const struct geometry *geometry)
 {
     size_t most = 1;
     for (size_t i = 0; i < span->n_out; i++) {
         struct window window = window_of(span, geometry, i);
-        size_t n_taps = window.last - window.first;
+        size_t n_taps = window.last - round_down(window.first, span->align);
         most = n_taps > most ? n_taps : most;
     }
-    return most;
+    return round_up(most, span->align);
 }
 
 /*
@@ -86,70 +106,71 @@ static double weigh_output(struct resize_axis *axis,
                            double *exact)
 {
     const struct resize_span *span = &axis->span;
-    struct window window = window_of(span, geometry, i);
-    size_t first = window.first < span->n_in - axis->n_taps
-                       ? window.first
-                       : span->n_in - axis->n_taps;
+    const struct window window = window_of(span, geometry, i);
+    size_t first = round_down(window.first, span->align);
+    size_t limit = round_up(span->n_in, span->align) - axis->n_taps;
+    first = first < limit ? first : limit;
     axis->first[i] = (uint32_t)first;
     double sum = 0.0;
-    for (size_t k = 0; k < axis->n_taps; k++) {
-        size_t at = first + k;
-        double x = ((double)at + 0.5 - window.centre) / geometry->scale;
-        bool is_inside = at >= window.first && at < window.last;
-        exact[k] = is_inside ? weigh(span->filter, x) : 0.0;
-        sum += exact[k];
-    }
     double largest = 0.0;
-    for (size_t k = 0; k < axis->n_taps; k++) {
-        exact[k] /= sum;
-        largest = exact[k] > largest ? exact[k] : largest;
+    memset(exact, 0, axis->n_taps * sizeof *exact);
+    for (size_t at = window.first; at < window.last; at++) {
+        double x = ((double)at + 0.5 - window.centre) * geometry->scale;
+        double weight = weigh(span->filter, x);
+        exact[at - first] = weight;
+        sum += weight;
+        largest = weight > largest ? weight : largest;
     }
-    return largest;
+    double unit = 1.0 / sum;
+    for (size_t k = 0; k < axis->n_taps; k++) {
+        exact[k] *= unit;
+    }
+    return largest * unit;
 }
 
-/* As many bits as the largest weight and the sums of the pass allow. */
+/* As many bits as the largest weight, rounded up, leaves in an int16. */
 static int choose_bits(const struct resize_axis *axis, double largest)
 {
-    /* Rounding moves at most half a unit per tap onto one weight. */
-    double slack = 1.0 + 0.5 * (double)axis->n_taps;
     int bits = 1;
     while (bits < axis->span.max_bits &&
-           ldexp(largest, bits + 1) + slack <= INT16_MAX) {
+           ldexp(largest, bits + 1) + 1.0 <= INT16_MAX) {
         bits++;
     }
     return bits;
 }
 
-/* Round the weights of one output; the largest takes what is left over. */
-static double round_output(const struct resize_axis *axis,
-                           const double *exact, int16_t *weights)
+/*
+ * Round the weights of one output. It is their running sum that is rounded,
+ * so the sum is exact, and so are, nearly, the sums over any part: errors of
+ * neighbours cancel out. Returns the sum of the absolute values.
+ */
+static int32_t round_output(const struct resize_axis *axis,
+                            const double *exact, int16_t *weights)
 {
-    int32_t left = (int32_t)1 << axis->bits;
-    double gain = 0.0;
-    size_t largest = 0;
+    const double one = (double)((int32_t)1 << axis->bits);
+    double sum = 0.5;
+    int32_t before = 0;
+    int32_t gain = 0;
+    memset(weights, 0, axis->stride * sizeof *weights);
     for (size_t k = 0; k < axis->n_taps; k++) {
-        double scaled = ldexp(exact[k], axis->bits);
-        weights[k] = (int16_t)(scaled < 0.0 ? scaled - 0.5 : scaled + 0.5);
-        left -= weights[k];
-        largest = exact[k] > exact[largest] ? k : largest;
+        sum += exact[k] * one;
+        int32_t rounded = floor_to_int(sum);
+        weights[k] = (int16_t)(rounded - before);
+        gain += abs(weights[k]);
+        before = rounded;
     }
-    weights[largest] = (int16_t)(weights[largest] + left);
-    for (size_t k = 0; k < axis->n_taps; k++) {
-        gain += fabs((double)weights[k]);
-    }
-    for (size_t k = axis->n_taps; k < axis->stride; k++) {
-        weights[k] = 0;
-    }
-    return ldexp(gain, -axis->bits);
+    return gain;
 }
 
 static bool reserve(struct resize_axis *axis)
 {
     size_t n_out = axis->span.n_out;
-    size_t integers;
     size_t exact;
+    size_t integers;
     if (__builtin_mul_overflow(n_out, axis->stride * sizeof(double), &exact) ||
-        __builtin_add_overflow(exact, n_out * sizeof(uint32_t), &integers)) {
+        __builtin_mul_overflow(n_out,
+                               axis->stride * sizeof(int16_t) +
+                                   sizeof(uint32_t), &integers)) {
         return false;
     }
     if (!resize_block_grow(&axis->exact, exact) ||
@@ -161,11 +182,30 @@ static bool reserve(struct resize_axis *axis)
     return true;
 }
 
+static void compute(struct resize_axis *axis, const struct geometry *geometry)
+{
+    double *exact = axis->exact.data;
+    double largest = 0.0;
+    for (size_t i = 0; i < axis->span.n_out; i++) {
+        double most =
+            weigh_output(axis, geometry, i, exact + i * axis->stride);
+        largest = most > largest ? most : largest;
+    }
+    axis->bits = choose_bits(axis, largest);
+    int32_t gain = 0;
+    for (size_t i = 0; i < axis->span.n_out; i++) {
+        size_t at = i * axis->stride;
+        int32_t sum = round_output(axis, exact + at, axis->weights + at);
+        gain = sum > gain ? sum : gain;
+    }
+    axis->gain = ldexp((double)gain, -axis->bits);
+}
+
 static bool is_same(const struct resize_span *a, const struct resize_span *b)
 {
     return a->start == b->start && a->stop == b->stop && a->n_in == b->n_in &&
-           a->n_out == b->n_out && a->filter == b->filter &&
-           a->max_bits == b->max_bits;
+           a->n_out == b->n_out && a->align == b->align &&
+           a->filter == b->filter && a->max_bits == b->max_bits;
 }
 
 bool resize_axis_set(struct resize_axis *axis, const struct resize_span *span)
@@ -173,27 +213,15 @@ bool resize_axis_set(struct resize_axis *axis, const struct resize_span *span)
     if (is_same(&axis->span, span)) {
         return true;
     }
-    struct geometry geometry = geometry_of(span);
+    const struct geometry geometry = geometry_of(span);
     axis->span = *span;
     axis->n_taps = most_taps(span, &geometry);
-    axis->stride = (axis->n_taps + 1) & ~(size_t)1;
+    axis->stride = round_up(axis->n_taps, 2);
     if (!reserve(axis)) {
         axis->span = (struct resize_span){0};
         return false;
     }
-    double *exact = axis->exact.data;
-    double largest = 0.0;
-    for (size_t i = 0; i < span->n_out; i++) {
-        double most = weigh_output(axis, &geometry, i, exact + i * axis->stride);
-        largest = most > largest ? most : largest;
-    }
-    axis->bits = choose_bits(axis, largest);
-    axis->gain = 0.0;
-    for (size_t i = 0; i < span->n_out; i++) {
-        size_t at = i * axis->stride;
-        double gain = round_output(axis, exact + at, axis->weights + at);
-        axis->gain = gain > axis->gain ? gain : axis->gain;
-    }
+    compute(axis, &geometry);
     return true;
 }
 

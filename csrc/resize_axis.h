@@ -5,9 +5,11 @@
  *
  *     weights[i * stride + k] * input[first[i] + k]  /  2 ** bits
  *
- * Every window lies inside the input: first[i] + n_taps <= n_in. The stride
- * is n_taps made even, the weight behind an odd n_taps is zero. The weights
- * of an output add up to exactly 2 ** bits, so a flat image stays flat.
+ * first[i] and n_taps are multiples of `align`, first[] never falls, and
+ * first[i] + n_taps is at most n_in, rounded up to a multiple of align. The
+ * stride is n_taps made even; what lies behind an odd n_taps, as every weight
+ * that alignment adds, is zero. The weights of an output add up to exactly
+ * 2 ** bits, so a flat image stays flat.
  */
 #ifndef EVMP_RESIZE_AXIS_H
 #define EVMP_RESIZE_AXIS_H
@@ -17,11 +19,12 @@
 struct resize_span {
     double start, stop; /* in input pixels, 0 <= start < stop <= n_in */
     size_t n_in, n_out;
+    size_t align; /* 1 or 2 */
     enum resize_filter filter;
     int max_bits;
 };
 
-/* A block of memory that grows and is used again. */
+/* Memory that grows and is used again. */
 struct resize_block {
     void *data; /* aligned to 64 bytes */
     size_t bytes;
@@ -41,7 +44,7 @@ struct resize_axis {
 bool resize_axis_set(struct resize_axis *axis, const struct resize_span *span);
 void resize_axis_clear(struct resize_axis *axis);
 
-/* Make a block at least `bytes` long; the contents are lost if it grows. */
+/* Make a block at least `bytes` long; if it grows, all of it is zero. */
 bool resize_block_grow(struct resize_block *block, size_t bytes);
 
 #endif

@@ -34,7 +34,8 @@ bool simd_is_supported(enum simd_level level)
 #ifdef SIMD_X86
         return __builtin_cpu_supports("avx2") != 0 &&
                __builtin_cpu_supports("avx512bw") != 0 &&
-               __builtin_cpu_supports("avx512vbmi") != 0;
+               __builtin_cpu_supports("avx512vbmi") != 0 &&
+               __builtin_cpu_supports("avx512vnni") != 0;
 #else
         return false;
 #endif

@@ -20,7 +20,7 @@ enum simd_level {
     SIMD_PORTABLE = 0,
     SIMD_NEON = 1,   /* always there on aarch64 */
     SIMD_AVX2 = 2,
-    SIMD_AVX512 = 3, /* BW + VBMI: Ice Lake, Zen 4 and later */
+    SIMD_AVX512 = 3, /* BW, VBMI, VNNI: Ice Lake, Zen 4 and later */
 };
 #define SIMD_N_LEVELS 4
 
