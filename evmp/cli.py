@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -72,7 +73,7 @@ def command(config: str, overrides: tuple[str, ...], check: bool, fresh: bool, q
     plan = make_plan(job)
     resume = f"evmp --config {config}" + "".join(f" -D{override}" for override in overrides)
     display = open_display(quiet=quiet)
-    logs.send_to(display.emit)
+    logs.send_to(display.emit, logging.WARNING if quiet else logging.INFO)
     run = Run(plan, display, fresh=fresh)
     try:
         record = run.finished()
@@ -119,8 +120,8 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 def _in_words(error: EvmpError) -> str:
     lines = str(error).splitlines()
     kind = _KINDS.get(type(error).__name__)
-    if isinstance(error, ConfigError) and len(lines) > 1:
-        return "\n".join([f"{len(lines)} problems:", *(f"  {line}" for line in lines)])
+    if isinstance(error, ConfigError) and len(error.problems) > 1:
+        return "\n".join([f"{len(error.problems)} problems:", *(f"  {line}" for line in lines)])
     return f"{kind}: {error}" if kind else str(error)
 
 

@@ -94,24 +94,24 @@ class Ledger:
         try:
             for part in ("tmp", "data", "blocks"):
                 (self.root / part).mkdir(parents=True, exist_ok=True)
-            differences = self._begin(text)
-            if differences and not any((self.root / "blocks").iterdir()):
+            found = self._begin(text)
+            if found and not any((self.root / "blocks").iterdir()):
                 (self.root / "job.json").unlink()
-                differences = self._begin(text)
+                found = self._begin(text)
         except (OSError, ValueError) as error:
             raise SinkError(f"staging place {self.root} cannot be used: {error}") from error
-        if differences:
+        if found:
             raise ConfigError(
                 f"{self.root} holds the unfinished run of another job; "
                 "run that one again, or start over with --fresh. What differs:\n  "
-                + "\n  ".join(differences)
+                + "\n  ".join(found)
             )
 
     def _begin(self, text: bytes) -> list[str]:
         """Write job.json where there is none. Returns how the one that is there differs."""
         create_once(self.root / "job.json", text, self.root / "tmp")
         begun = json.loads((self.root / "job.json").read_bytes())
-        return list(_differences(begun, json.loads(text)))
+        return list(differences(begun, json.loads(text)))
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -303,10 +303,11 @@ def _delete(path: Path) -> None:
         path.unlink()
 
 
-def _differences(begun: object, now: object, path: str = "") -> Iterator[str]:
+def differences(begun: object, now: object, path: str = "") -> Iterator[str]:
+    """Yield in words where two fingerprints differ: key, the value then, the value now."""
     if isinstance(begun, dict) and isinstance(now, dict):
         for key in sorted(begun.keys() | now.keys()):
-            yield from _differences(begun.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+            yield from differences(begun.get(key), now.get(key), f"{path}.{key}".lstrip("."))
     elif begun != now:
         yield f"{path}: {_short(begun)} then, {_short(now)} now"
 

@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 def to_stderr() -> None:
     """Log to stderr from now on."""
-    _set_handler(logging.StreamHandler())
+    _set_handler(logging.StreamHandler(), logging.INFO)
 
 
-def send_to(emit: Callable[[str], None]) -> None:
-    """Log by calling `emit` with each line from now on."""
-    _set_handler(_Sender(emit))
+def send_to(emit: Callable[[str], None], level: int = logging.INFO) -> None:
+    """Log by calling `emit` with each line from `level` on, from now on."""
+    _set_handler(_Sender(emit), level)
 
 
 class _Sender(logging.Handler):
@@ -37,8 +37,8 @@ class _Formatter(logging.Formatter):
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
-def _set_handler(handler: logging.Handler) -> None:
+def _set_handler(handler: logging.Handler, level: int) -> None:
     handler.setFormatter(_Formatter("%(message)s"))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(logging.INFO)
+    root.setLevel(level)

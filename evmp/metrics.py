@@ -155,7 +155,7 @@ class Board:
     """
 
     def __init__(self, roles: list[str], n_workers: int) -> None:
-        self._map = mmap.mmap(-1, _SEAT_BYTES * len(roles) * n_workers)
+        self._map = mmap.mmap(-1, max(1, _SEAT_BYTES * len(roles) * n_workers))
         memory = memoryview(self._map)
         self.workers: list[list[Seat]] = []
         place = 0

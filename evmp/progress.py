@@ -72,20 +72,20 @@ class Meter:
     def __init__(
         self, workers: Sequence[Sequence[Seat]], total: int, elsewhere: tuple[int, int]
     ) -> None:
-        self._workers, self._total, self._elsewhere = workers, total, elsewhere
+        self.workers, self._total, self._elsewhere = workers, total, elsewhere
         self._base = [(0, 0)] * len(workers)
         self._history: deque[tuple[float, int, dict[str, tuple[float, float]]]] = deque()
 
     def rebase(self, worker: int, done: int, failed: int) -> None:
         """Count a worker's rows on from what its shard has committed, before it starts."""
         self._base[worker] = (done, failed)
-        counters = self._workers[worker][-1].counters
+        counters = self.workers[worker][-1].counters
         counters[Counter.ROWS] = counters[Counter.FAILED] = 0
 
     def rows(self) -> tuple[int, int]:
         """Return how many rows are done, and how many of them failed."""
         done, failed = self._elsewhere
-        for (base_done, base_failed), seats in zip(self._base, self._workers, strict=True):
+        for (base_done, base_failed), seats in zip(self._base, self.workers, strict=True):
             done += base_done + seats[-1].counters[Counter.ROWS]
             failed += base_failed + seats[-1].counters[Counter.FAILED]
         return done, failed
@@ -111,7 +111,7 @@ class Meter:
 
     def readings(self) -> list[Reading]:
         """Return the counters of every seat."""
-        return [seat.read() for seats in self._workers for seat in seats]
+        return [seat.read() for seats in self.workers for seat in seats]
 
     def _times(self, stage: str) -> tuple[float, float]:
         of_stage = [reading for reading in self.readings() if reading.role == stage]
@@ -119,7 +119,7 @@ class Meter:
         return busy, busy + sum(r.wait_in + r.wait_out for r in of_stage)
 
     def _fill(self) -> dict[str, float]:
-        own = [seats[0].counters for seats in self._workers]
+        own = [seats[0].counters for seats in self.workers]
         return {
             queue: sum(c[Counter.FILL + i] for c in own) / max(1, len(own)) / 1000
             for i, queue in enumerate(QUEUES)
@@ -137,6 +137,9 @@ class Display(Protocol):
     def emit(self, line: str) -> None:
         """Print a line of the log."""
 
+    def note(self, line: str) -> None:
+        """Print a line that only says how the job is getting on."""
+
     def show(self, snapshot: Snapshot) -> None:
         """Show the job as it stands; called a few times a second."""
 
@@ -145,12 +148,14 @@ class Display(Protocol):
 
 
 class Quiet:
-    """Warnings and errors only."""
+    """The log only."""
 
     def emit(self, line: str) -> None:
-        """Print a line that is a warning or worse, or a child's own."""
-        if ": " in line:
-            print(line, file=sys.stderr, flush=True)
+        """Print the line."""
+        print(line, file=sys.stderr, flush=True)
+
+    def note(self, line: str) -> None:
+        """Print nothing."""
 
     def show(self, snapshot: Snapshot) -> None:
         """Show nothing."""
@@ -168,6 +173,8 @@ class Lines:
     def emit(self, line: str) -> None:
         """Print the line."""
         print(line, file=sys.stderr, flush=True)
+
+    note = emit
 
     def show(self, snapshot: Snapshot) -> None:
         """Print a line when it is time."""
@@ -193,6 +200,8 @@ class Live:
     def emit(self, line: str) -> None:
         """Print the line above the display."""
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    note = emit
 
     def show(self, snapshot: Snapshot) -> None:
         """Redraw, at most a few times a second."""

@@ -20,7 +20,7 @@ from evmp.metrics import Reading
 
 MAX_REASONS: Final = 20  # kept in each block's record
 SHOWN_REASONS: Final = 3
-_VARIABLE = re.compile(r"'[^']*'|\d+")
+_VARIABLE = re.compile(r"'[^']*'|\b(?:0x[0-9a-f]+|\d+)\b")
 
 
 class Reasons:

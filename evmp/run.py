@@ -10,15 +10,15 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from evmp import _native, publish
 from evmp.child import call_in_child
-from evmp.errors import ConfigError, Interrupted, TooManyFailures
-from evmp.ledger import Block, Commit, cut, shard
+from evmp.errors import ConfigError, EvmpError, Interrupted, TooManyFailures
+from evmp.ledger import Block, Commit, cut, differences, shard
 from evmp.metrics import Board, Counter, Leave, Seat
 from evmp.model.package import ModelPackage, check_model_type, load_package
 from evmp.pipeline import Layout, Worker, plan_layout
@@ -94,6 +94,7 @@ class Run:
         self._plan, self._job, self._target = plan, plan.job, plan.target
         self._display, self._fresh = display, fresh
         self._started = time.monotonic()
+        self._workers: list[int] = []
 
     def finished(self) -> dict[str, Any] | None:
         """Return the record of the run that has done this job already, or None.
@@ -105,10 +106,11 @@ class Run:
         if self._fresh:
             return None
         record = self._target.finished()
-        if record is not None and record.get("fingerprint") != self._plan.fingerprint:
+        changes = differences(record.get("fingerprint"), self._plan.fingerprint) if record else ()
+        if lines := [f"\n  {change}" for change in changes]:
             raise ConfigError(
-                f"output {self._target.path} holds the result of another job (see "
-                f"{self._target.record.name}); name another output, or replace it with --fresh"
+                f"output {self._target.path} holds the result of another job; name another "
+                f"output, or replace it with --fresh. What differs:{''.join(lines)}"
             )
         return record
 
@@ -119,8 +121,7 @@ class Run:
             EvmpError: when the job ends without a result; what was committed stays.
         """
         self._target.prepare()
-        with ExitStack() as stack:
-            stack.enter_context(self._target.ledger.lock())
+        with self._target.ledger.lock():
             if self._fresh:
                 self._target.start_over()
             elif self.finished() is not None or self._target.settle():
@@ -128,32 +129,41 @@ class Run:
                 return None
             self._target.ledger.open(self._plan.fingerprint)
             self._target.ledger.sweep()
+            meter, before = self._prepare()
             try:
-                report = self._work()
-            except Interrupted as error:
-                raise Interrupted(error.signum, self._where()) from None
-            self._judge(report)
-            self._publish(report)
+                self._supervise(meter)
+                report = self._report(meter, before)
+                self._judge(report)
+                self._publish(report)
+            except EvmpError as error:
+                report = self._report(meter, before)
+                self._leave_record(report, error)
+                if isinstance(error, Interrupted):
+                    where = f"{report.rows} of {self._plan.source.n_rows} rows are done"
+                    raise Interrupted(error.signum, where) from None
+                raise
             self._clean_up()
             return report
 
     # --- the work -----------------------------------------------------------------------------
 
-    def _work(self) -> Report:
+    def _prepare(self) -> tuple[Meter, int]:
+        """Return a meter over the workers that have something to do, and the rows done before."""
         n_rows = self._plan.source.n_rows
         commits = self._target.ledger.commits()
         before, _ = _totals(commits)
         if before:
-            self._display.emit(f"resuming: {before} of {n_rows} rows are done")
-        workers = [k for k in range(self._job.num_worker) if self._left(k, commits)]
-        done = {k: _totals(self._of_worker(k, commits)) for k in workers}
+            self._display.note(f"resuming: {before} of {n_rows} rows are done")
+        self._workers = [k for k in range(self._job.num_worker) if self._left(k, commits)]
+        done = {k: _totals(self._of_worker(k, commits)) for k in self._workers}
         elsewhere = _difference(_totals(commits), *done.values())
-        board = Board(self._plan.layout.roles, len(workers))
+        board = Board(self._plan.layout.roles, len(self._workers))
         meter = Meter(board.workers, n_rows, elsewhere)
-        for place, worker in enumerate(workers):
+        for place, worker in enumerate(self._workers):
             meter.rebase(place, *done[worker])
-        if workers:
-            self._supervise(workers, board, meter)
+        return meter, before
+
+    def _report(self, meter: Meter, before: int) -> Report:
         commits = self._target.ledger.commits()
         rows, failed = _totals(commits)
         reasons = Reasons()
@@ -161,10 +171,13 @@ class Run:
         seconds = time.monotonic() - self._started
         return Report(rows, failed, rows - before, seconds, reasons.as_dict(), meter.readings())
 
-    def _where(self) -> str:
-        """Return in words how far the job is."""
-        rows, _ = _totals(self._target.ledger.commits())
-        return f"{rows} of {self._plan.source.n_rows} rows are done"
+    def _leave_record(self, report: Report, error: EvmpError) -> None:
+        """Leave the record of a run that has no result in the staging place."""
+        state = "stopped" if isinstance(error, Interrupted) else "failed"
+        record = report.record(self._job.describe(), self._plan.fingerprint)
+        record.update(state=state, error=str(error))
+        with suppress(OSError):
+            (self._target.staging / "run.json").write_text(json.dumps(record, indent=1) + "\n")
 
     def _shard(self, worker: int) -> Block:
         return shard(self._plan.source.n_rows, worker, self._job.num_worker)
@@ -180,15 +193,16 @@ class Run:
     def _todo(self, worker: int) -> list[Block]:
         return self._left(worker, self._target.ledger.commits())
 
-    def _supervise(self, workers: Sequence[int], board: Board, meter: Meter) -> None:
+    def _supervise(self, meter: Meter) -> None:
+        workers, seats_of = self._workers, meter.workers
         _native.adopt_orphans()
 
         def drain() -> None:
-            self._display.emit("stopping: finishing what is in flight; once more stops at once")
+            self._display.note("stopping: finishing what is in flight; once more stops at once")
             leave(Leave.DRAINED)
 
         def leave(how: Leave) -> None:
-            for seats in board.workers:
+            for seats in seats_of:
                 seats[0].counters[Counter.LEAVE] = how
 
         def tick() -> None:
@@ -197,13 +211,13 @@ class Run:
 
         def settle(place: int, cause: str) -> None:
             """What a dead worker had not committed is done, and counted, again."""
-            log.info("%s goes on from its last commit", board.workers[place][0].name)
+            log.info("%s goes on from its last commit", seats_of[place][0].name)
             commits = self._of_worker(workers[place], self._target.ledger.commits())
             meter.rebase(place, *_totals(commits))
 
         Supervisor(
             [
-                self._post(worker, board.workers[place], partial(settle, place))
+                self._post(worker, seats_of[place], partial(settle, place))
                 for place, worker in enumerate(workers)
             ],
             stall_seconds=self._job.stall_timeout_seconds,
