@@ -146,6 +146,8 @@ class ImageDecoder:
         return Frame(scratch, height, width)
 
     def _decode_other(self, data: Buffer, kind: str) -> Frame:
+        if kind == "WebP":
+            self._check_canvas(bytes(data[:30]))
         self._pillow = self._pillow or _import_pillow()
         try:
             with warnings.catch_warnings():
@@ -174,6 +176,12 @@ class ImageDecoder:
             bottom = min(top + n_rows, height)
             scratch[top:bottom] = _to_rgb(image.crop((0, top, width, bottom)))
         return Frame(scratch, height, width)
+
+    def _check_canvas(self, head: bytes) -> None:
+        """Check the size of an extended WebP, whose canvas is allocated when it is opened."""
+        if head[12:16] == b"VP8X" and len(head) == 30:
+            width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
+            self._check_size(height, width)
 
     def _check_size(self, height: int, width: int) -> None:
         if height < 1 or width < 1:

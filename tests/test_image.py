@@ -305,6 +305,13 @@ def test_too_many_pixels_are_refused_from_the_header(decoder, build):
         decoder.decode(build(30000, 20000))
 
 
+def test_canvas_of_a_webp_is_checked_before_pillow_allocates_it(decoder, monkeypatch):
+    monkeypatch.setattr("evmp.image._import_pillow", pytest.fail)
+
+    with pytest.raises(DecodeError, match="exceeds max_image_pixels"):
+        decoder.decode(webp_of(30000, 20000))
+
+
 def test_limit_above_pillows_own_is_ours():
     with pytest.raises(DecodeError, match="truncated PNG"):
         ImageDecoder(10**10).decode(png_of(30000, 30000))
