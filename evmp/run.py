@@ -172,7 +172,13 @@ class Run:
         return Report(rows, failed, rows - before, seconds, reasons.as_dict(), meter.readings())
 
     def _leave_record(self, report: Report, error: EvmpError) -> None:
-        """Leave the record of a run that has no result in the staging place."""
+        """Leave the record of a run that has no result in the staging place, if anything is there.
+
+        A run that has committed nothing leaves nothing, but for what --fresh has been told.
+        """
+        if report.rows == 0 and not self._fresh:
+            self._target.ledger.remove()
+            return
         state = "stopped" if isinstance(error, Interrupted) else "failed"
         record = report.record(self._job.describe(), self._plan.fingerprint)
         record.update(state=state, error=str(error))
@@ -267,8 +273,8 @@ class Run:
     def _too_many(self, rows: int, failed: int) -> str:
         return (
             f"{failed} of {rows} rows failed, more than max_error_fraction "
-            f"{self._job.max_error_fraction:g} allows; nothing is published, and what was done is "
-            f"kept in {self._target.staging}"
+            f"{self._job.max_error_fraction:g} allows; nothing is published. What was done is kept "
+            f"in {self._target.staging}: to accept it, raise max_error_fraction and run again"
         )
 
     def _publish(self, report: Report) -> None:
