@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from evmp import _native, errors, logs
-from evmp.stage import exit_now
+from evmp.stage import describe_exit, exit_now
 
 Result = TypeVar("Result")
 
@@ -37,8 +37,8 @@ def call_in_child(function: Callable[[], Result]) -> Result:
     finally:
         _, status = os.waitpid(pid, 0)
     if not answer:
-        code = os.waitstatus_to_exitcode(status)
-        raise errors.WorkerDied(f"a helper process died with exit code {code}")
+        cause = describe_exit(os.waitstatus_to_exitcode(status))
+        raise errors.WorkerDied(f"a helper process died: {cause}")
     result, error = pickle.loads(answer)
     if error is not None:
         raise error

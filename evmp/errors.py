@@ -93,8 +93,11 @@ class Interrupted(EvmpError):
     def __init__(self, signum: int, where: str = "what was committed is kept") -> None:
         name = signal.Signals(signum).name
         super().__init__(f"stopped by {name}, {where}; run the same command again to go on")
-        self.signum = signum
+        self.signum, self._where = signum, where
         self.exit_code = 128 + signum
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str]]:
+        return Interrupted, (self.signum, self._where)
 
 
 class DecodeError(EvmpError):

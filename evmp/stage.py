@@ -122,3 +122,12 @@ def exit_now(code: int) -> None:
         except OSError:
             code = code or 1
     os._exit(code)
+
+
+def describe_exit(code: int) -> str:
+    """Return in words how a process ended, from os.waitstatus_to_exitcode."""
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else ""
+    name = name or f"signal {-code}"
+    return f"{name}, out of memory?" if -code == signal.SIGKILL else name

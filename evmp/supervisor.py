@@ -26,7 +26,7 @@ from typing import Final
 
 from evmp import errors, logs
 from evmp.metrics import Counter, Seat, State
-from evmp.stage import exit_now
+from evmp.stage import describe_exit, exit_now
 
 log = logging.getLogger(__name__)
 
@@ -306,15 +306,6 @@ class _LineReader:
             self._supervisor.on_line(self._post, text)
         if not chunk:
             self._supervisor.forget(self._fd)
-
-
-def describe_exit(code: int) -> str:
-    """Return in words how a process ended, from os.waitstatus_to_exitcode."""
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name if -code in signal.Signals.__members__.values() else ""
-    name = name or f"signal {-code}"
-    return f"{name}, out of memory?" if -code == signal.SIGKILL else name
 
 
 def _error_of(words: dict[str, object]) -> errors.EvmpError:

@@ -15,7 +15,14 @@ from evmp import logs
 from evmp.errors import ModelError
 from evmp.metrics import Board, Counter, Seat, State
 from evmp.ring import Header, Mark, Ring, RingStopped
-from evmp.stage import MAX_MESSAGE_CHARS, claims, error_result, put_failure, run_stage
+from evmp.stage import (
+    MAX_MESSAGE_CHARS,
+    claims,
+    describe_exit,
+    error_result,
+    put_failure,
+    run_stage,
+)
 
 
 class Fake:
@@ -177,3 +184,16 @@ def test_message_that_is_no_text_stays_json() -> None:
     fields = orjson.loads(error_result("read", "\udce4.jpg: no such file"))
 
     assert fields == {"error_stage": "read", "error_msg": "?.jpg: no such file"}
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (3, "exit code 3"),
+        (-signal.SIGSEGV, "SIGSEGV"),
+        (-signal.SIGKILL, "SIGKILL, out of memory?"),
+        (-60, "signal 60"),
+    ],
+)
+def test_exit_is_told_in_words(code: int, words: str) -> None:
+    assert describe_exit(code) == words

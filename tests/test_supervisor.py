@@ -15,7 +15,7 @@ import pytest
 from evmp import supervisor
 from evmp.errors import Interrupted, ModelError, TooManyFailures, WorkerDied
 from evmp.metrics import Board, Counter, Seat, State
-from evmp.supervisor import MAX_DEATHS, MAX_LINE_BYTES, Post, Supervisor, describe_exit
+from evmp.supervisor import MAX_DEATHS, MAX_LINE_BYTES, Post, Supervisor
 
 
 class Office:
@@ -305,16 +305,3 @@ def test_group_of_a_dead_leader_dies_with_it() -> None:
             os.kill(grandchild, 0)
             time.sleep(0.02)
         pytest.fail("the grandchild still lives")
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        (3, "exit code 3"),
-        (-signal.SIGSEGV, "SIGSEGV"),
-        (-signal.SIGKILL, "SIGKILL, out of memory?"),
-        (-60, "signal 60"),
-    ],
-)
-def test_exit_is_told_in_words(code: int, words: str) -> None:
-    assert describe_exit(code) == words

@@ -1,0 +1,86 @@
+"""A call in a process of its own: its value, its error, its death, and nothing else come back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import pytest
+
+from evmp.child import call_in_child
+from evmp.errors import ConfigError, Interrupted, Problem, SourceError, WorkerDied
+
+
+def test_value_comes_back() -> None:
+    value = call_in_child(lambda: {"pid": os.getpid(), "blob": bytes(1 << 20)})
+
+    assert value["pid"] != os.getpid()
+    assert value["blob"] == bytes(1 << 20)
+
+
+def test_what_it_imports_does_not_stay() -> None:
+    def work() -> bool:
+        import turtledemo  # noqa: F401
+
+        return "turtledemo" in sys.modules
+
+    assert call_in_child(work)
+    assert "turtledemo" not in sys.modules
+
+
+def test_error_comes_back_as_what_it_is() -> None:
+    def work() -> None:
+        raise SourceError("in.parquet does not exist")
+
+    with pytest.raises(SourceError, match=r"^in\.parquet does not exist$"):
+        call_in_child(work)
+
+
+def test_problems_of_a_job_come_back_each() -> None:
+    def work() -> None:
+        raise ConfigError(Problem("got 0", "batch_size", "job.yaml", 3), "another")
+
+    with pytest.raises(ConfigError) as caught:
+        call_in_child(work)
+
+    assert str(caught.value) == "job.yaml:3: batch_size: got 0\nanother"
+    assert len(caught.value.problems) == 2
+
+
+def test_signal_comes_back_as_what_it_is() -> None:
+    def work() -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match="SIGTERM") as caught:
+        call_in_child(work)
+
+    assert caught.value.exit_code == 143
+
+
+def test_bug_in_it_is_told_with_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WorkerDied, match="exit code 70"):
+        call_in_child(lambda: 1 // 0)
+
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_death_is_told() -> None:
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        call_in_child(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+def test_interrupted_parent_leaves_no_child() -> None:
+    def interrupt(signum: int, frame: object) -> None:
+        raise Interrupted(signum)
+
+    def work() -> None:
+        os.kill(os.getppid(), signal.SIGUSR1)
+        signal.pause()
+
+    previous = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with pytest.raises(Interrupted):
+            call_in_child(work)
+    finally:
+        signal.signal(signal.SIGUSR1, previous)
