@@ -167,6 +167,8 @@ class Ledger:
     def commit(self, stage: Path, block: Block, failed: int, reasons: dict[str, list[Any]]) -> bool:
         """Make the block in `stage` count, durably. The first to commit a block wins.
 
+        A writer that dies in here is replaced: the stage file stays until there is a record.
+
         Returns: whether this call did it; if not, the stage file is gone and the winner's counts.
 
         Raises:
@@ -177,13 +179,15 @@ class Ledger:
             os.fsync(file.fileno())
             size, crc32 = _checksum(file.fileno())
         commit = Commit(block.start, block.stop, failed, data, size, crc32, reasons)
-        os.rename(stage, self.data(commit))
+        # A second name, not another one: whoever dies before the record leaves the rows in place.
+        os.link(stage, self.data(commit))
         _sync_directory(self.root / "data")
         text = json.dumps(asdict(commit)).encode()
-        if create_once(self._record(block.start), text, self.root / "tmp"):
-            return True
-        os.unlink(self.data(commit))
-        return False
+        is_first = create_once(self._record(block.start), text, self.root / "tmp")
+        if not is_first:
+            os.unlink(self.data(commit))
+        os.unlink(stage)
+        return is_first
 
     def verify(self, commit: Commit) -> None:
         """Compare a stage file with its record.

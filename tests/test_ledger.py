@@ -83,6 +83,26 @@ def test_only_one_of_many_processes_commits_a_block(ledger: Ledger) -> None:
     assert ledger.data(found).read_bytes() == b"%d" % codes.index(1)
 
 
+@pytest.mark.parametrize("step", ["link", "_sync_directory", "create_once", "unlink"])
+def test_death_within_a_commit_leaves_the_rows(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    file = stage(ledger, 0, b"rows")
+    owner = "evmp.ledger.os" if step in ("link", "unlink") else "evmp.ledger"
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(f"{owner}.{step}", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        ledger.commit(file, Block(0, 4), 0, {})
+    assert wait(pid) == -signal.SIGKILL
+
+    if not ledger.is_committed(0):
+        assert file.read_bytes() == b"rows"
+        assert ledger.commit(file, Block(0, 4), 0, {})
+
+    (found,) = ledger.commits()
+    assert ledger.data(found).read_bytes() == b"rows"
+
+
 def test_sweep_keeps_what_is_committed_and_nothing_else(ledger: Ledger) -> None:
     commit(ledger, 0, 4)
     stage(ledger, 4, b"half a block")
