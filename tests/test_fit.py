@@ -1,0 +1,129 @@
+"""The three resize modes, as rectangles, and as pixels against Pillow's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from evmp.fit import Fit
+from evmp.model.spec import ModelInput
+
+SIZES = st.integers(1, 5000)
+
+
+def fit(**settings: object) -> Fit:
+    return Fit(ModelInput.model_validate({"height": 224, "width": 224, **settings}))
+
+
+def fitted(spec: ModelInput, pixels: np.ndarray) -> np.ndarray:
+    row = np.empty((spec.height, spec.width, 3), np.uint8)
+    Fit(spec).into(np.ascontiguousarray(pixels), memoryview(row).cast("B"))
+    return row
+
+
+def waves(height: int, width: int) -> np.ndarray:
+    """Round shapes, as photographs have: Pillow clips what overshoots, after its first pass."""
+    y, x = np.mgrid[:height, :width]
+    return np.stack([127 + 100 * np.sin(y / 9 + c) * np.cos(x / 7) for c in range(3)], 2).astype(
+        np.uint8
+    )
+
+
+def test_stretch_takes_all_to_all() -> None:
+    assert fit(resize="stretch").rectangles(100, 333) == ((0, 0, 333, 100), (0, 0, 224, 224))
+
+
+@pytest.mark.parametrize(
+    ("size", "box"),
+    [
+        ((256, 256), (16, 16, 240, 240)),
+        ((512, 256), (16, 144, 240, 368)),
+        ((512, 1024), (288, 32, 736, 480)),
+    ],
+)
+def test_short_side_takes_the_centre(size: tuple[int, int], box: tuple[float, ...]) -> None:
+    assert fit(resize="short_side").rectangles(*size) == (box, (0, 0, 224, 224))
+
+
+@pytest.mark.parametrize(
+    ("size", "into"),
+    [
+        ((100, 200), (0, 56, 224, 112)),
+        ((448, 224), (56, 0, 112, 224)),
+        ((224, 224), (0, 0, 224, 224)),
+        ((1, 5000), (0, 111, 224, 1)),
+    ],
+)
+def test_letterbox_keeps_the_aspect_in_the_middle(
+    size: tuple[int, int], into: tuple[int, ...]
+) -> None:
+    height, width = size
+
+    assert fit(resize="letterbox").rectangles(height, width) == ((0, 0, width, height), into)
+
+
+@given(SIZES, SIZES, st.integers(1, 600), st.integers(1, 600))
+def test_rectangles_lie_inside_image_and_input(
+    height: int, width: int, rows: int, columns: int
+) -> None:
+    for resize in ("stretch", "short_side", "letterbox"):
+        of = fit(resize=resize, height=rows, width=columns)
+        (left, top, right, bottom), (x, y, w, h) = of.rectangles(height, width)
+
+        assert 0 <= left < right <= width and 0 <= top < bottom <= height
+        assert x >= 0 and y >= 0 and w > 0 and h > 0 and x + w <= columns and y + h <= rows
+
+
+@given(SIZES, SIZES)
+def test_centre_crop_is_torchvisions_own(height: int, width: int) -> None:
+    (left, top, right, bottom), _ = fit(resize="short_side").rectangles(height, width)
+
+    # torchvision: the shorter side becomes 256, the other int(256 * long / short).
+    short, long = min(height, width), max(height, width)
+    rows, columns = (256, int(256 * long / short))[:: 1 if height <= width else -1]
+    assert round(right * columns / width - left * columns / width) == 224
+    assert round(bottom * rows / height - top * rows / height) == 224
+    assert round(left * columns / width) == round((columns - 224) / 2)
+    assert round(top * rows / height) == round((rows - 224) / 2)
+
+
+def test_enough_is_what_the_input_or_its_short_side_needs() -> None:
+    assert fit(resize="stretch", height=100, width=50).enough == (100, 50)
+    assert fit(resize="short_side").enough == (256, 256)
+    assert fit(resize="short_side", resize_size=300).enough == (300, 300)
+
+
+@pytest.mark.parametrize("size", [(50, 80), (300, 201), (640, 480)])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_stretched_pixels_are_pillows(size: tuple[int, int], interpolation: str) -> None:
+    spec = ModelInput(height=64, width=48, resize="stretch", interpolation=interpolation)
+    pixels = waves(*size)
+
+    row = fitted(spec, pixels)
+
+    method = Image.Resampling[interpolation.upper()]
+    expected = np.asarray(Image.fromarray(pixels).resize((48, 64), method))
+    assert np.abs(row.astype(int) - expected).max() <= 1
+
+
+def test_letterbox_is_padded_in_its_colour() -> None:
+    spec = ModelInput(height=64, width=64, resize="letterbox", pad_color=(10, 20, 30))
+
+    row = fitted(spec, waves(32, 64))
+
+    assert (row[:16] == (10, 20, 30)).all() and (row[48:] == (10, 20, 30)).all()
+    assert (row[16:48] == waves(32, 64)).all()
+
+
+def test_bgr_turns_pixels_and_padding() -> None:
+    spec = ModelInput(
+        height=64, width=64, resize="letterbox", pad_color=(10, 20, 30), color_order="bgr"
+    )
+
+    row = fitted(spec, waves(32, 64))
+
+    assert (row[0] == (30, 20, 10)).all()
+    assert (row[16:48] == waves(32, 64)[:, :, ::-1]).all()
