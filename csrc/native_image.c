@@ -8,32 +8,34 @@
 
 /* --- arguments ----------------------------------------------------------- */
 
-/* The bytes of a (height, width, 3) image of `size`-byte values, or 0. */
-static size_t bytes_of_image(size_t height, size_t width, size_t size)
+#define MAX_SIDE ((Py_ssize_t)RESIZE_MAX_SIDE)
+
+/* The bytes of a (height, width, 3) image, or 0 with an exception set. */
+static Py_ssize_t bytes_of_image(Py_ssize_t height, Py_ssize_t width)
 {
-    size_t bytes = 0;
-    if (height == 0 || width == 0 || height > RESIZE_MAX_SIDE ||
-        width > RESIZE_MAX_SIDE) {
+    Py_ssize_t bytes = 0;
+    if (height < 1 || width < 1 || height > MAX_SIDE || width > MAX_SIDE) {
         PyErr_Format(PyExc_ValueError,
-                     "image of %zu x %zu pixels (height x width), expected "
-                     "sides from 1 to %zu", height, width, RESIZE_MAX_SIDE);
-    } else if (__builtin_mul_overflow(height * width, 3 * size, &bytes)) {
+                     "image of %zd x %zd pixels (height x width), expected "
+                     "sides from 1 to %zd", height, width, MAX_SIDE);
+    } else if (__builtin_mul_overflow(height, width * 3, &bytes)) {
         PyErr_Format(PyExc_OverflowError,
-                     "image of %zu x %zu pixels is too large", height, width);
+                     "image of %zd x %zd pixels is too large", height, width);
+        bytes = 0;
     }
     return bytes;
 }
 
-static bool is_image(const char *name, const Py_buffer *buffer, size_t height,
-                     size_t width)
+static bool is_image(const char *name, const Py_buffer *buffer,
+                     Py_ssize_t height, Py_ssize_t width)
 {
-    size_t expected = bytes_of_image(height, width, 1);
-    if (expected != 0 && (size_t)buffer->len != expected) {
+    Py_ssize_t expected = bytes_of_image(height, width);
+    if (expected != 0 && buffer->len != expected) {
         PyErr_Format(PyExc_ValueError,
-                     "%s has %zd bytes, expected %zu x %zu x 3 = %zu", name,
+                     "%s has %zd bytes, expected %zd x %zd x 3 = %zd", name,
                      buffer->len, height, width, expected);
     }
-    return !PyErr_Occurred();
+    return buffer->len == expected;
 }
 
 /* PyArg_ParseTuple for something that need not be a tuple. */
@@ -190,6 +192,10 @@ static PyObject *native_resize(PyObject *module, PyObject *args,
             &fill, &filter, &swap)) {
         return NULL;
     }
+    if (!is_image("src", &src, src_height, src_width) ||
+        !is_image("dst", &dst, dst_height, dst_width)) {
+        goto exit;
+    }
     request.src = src.buf;
     request.src_height = (size_t)src_height;
     request.src_width = (size_t)src_width;
@@ -197,9 +203,7 @@ static PyObject *native_resize(PyObject *module, PyObject *args,
     request.dst_height = (size_t)dst_height;
     request.dst_width = (size_t)dst_width;
     request.swap = swap != 0;
-    if (!is_image("src", &src, request.src_height, request.src_width) ||
-        !is_image("dst", &dst, request.dst_height, request.dst_width) ||
-        !to_box(box, &request) || !to_into(into, &request) ||
+    if (!to_box(box, &request) || !to_into(into, &request) ||
         !to_fill(fill, &request) || !to_filter(filter, &request)) {
         goto exit;
     }
@@ -217,18 +221,18 @@ exit:
 /* --- normalize ----------------------------------------------------------- */
 
 static bool are_batches(const Py_buffer *src, const Py_buffer *dst,
-                        size_t height, size_t width)
+                        Py_ssize_t height, Py_ssize_t width)
 {
-    size_t image = bytes_of_image(height, width, sizeof(float));
+    Py_ssize_t image = bytes_of_image(height, width);
     if (image == 0) {
         return false;
     }
-    if ((size_t)src->len % (image / sizeof(float)) != 0) {
+    if (src->len % image != 0) {
         PyErr_Format(PyExc_ValueError,
-                     "src has %zd bytes, expected a multiple of %zu x %zu x 3",
+                     "src has %zd bytes, expected a multiple of %zd x %zd x 3",
                      src->len, height, width);
-    } else if (src->len > PY_SSIZE_T_MAX / (Py_ssize_t)sizeof(float) ||
-               dst->len != src->len * (Py_ssize_t)sizeof(float)) {
+    } else if (dst->len % (Py_ssize_t)sizeof(float) != 0 ||
+               dst->len / (Py_ssize_t)sizeof(float) != src->len) {
         PyErr_Format(PyExc_ValueError,
                      "dst has %zd bytes, expected 4 for each of the %zd of "
                      "src", dst->len, src->len);
@@ -255,7 +259,7 @@ static PyObject *native_normalize(PyObject *module, PyObject *args,
                                      &bias)) {
         return NULL;
     }
-    if (!are_batches(&src, &dst, (size_t)height, (size_t)width) ||
+    if (!are_batches(&src, &dst, height, width) ||
         !to_map(scale, bias, &map)) {
         goto exit;
     }

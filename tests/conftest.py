@@ -24,6 +24,8 @@ from footprint import Footprint, kill_left, left_behind
 from jobfolder import JobFolder
 from PIL import Image
 
+from evmp import _native
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "evmp"]
 
@@ -73,6 +75,15 @@ def nothing_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if left:
         kill_left(before)
         pytest.fail("the test left behind: " + "; ".join(left))
+
+
+@pytest.fixture(params=_native.simd_levels())
+def simd(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test once with every instruction set that this CPU has kernels for."""
+    before = _native.simd_level()
+    _native.set_simd_level(request.param)
+    yield request.param
+    _native.set_simd_level(before)
 
 
 @pytest.fixture(scope="session")
