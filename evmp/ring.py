@@ -198,7 +198,8 @@ class Ring:
         Args:
             seq, seat: what claim returned, and to whom.
             keep_bytes: memory that a row may keep; 0 keeps all. What a longer row took beyond it
-                goes back to the system, so that one huge row costs nothing later.
+                goes back to the system, so that one huge row costs nothing later. Such a row is
+                EMPTY from then on: if the caller dies in here, its successor finds it so.
         """
         if keep_bytes:
             for n in self.rows(seq):
@@ -212,6 +213,8 @@ class Ring:
         start = -(-(self._payload_at(n) + keep_bytes) // PAGE_BYTES) * PAGE_BYTES
         stop = (self._payload_at(n) + length) // PAGE_BYTES * PAGE_BYTES
         if stop > start:
+            # Whoever dies between here and the release leaves a row that nobody may read again.
+            self.set_header(n, self.header(n)._replace(mark=Mark.EMPTY))
             self._map.madvise(mmap.MADV_REMOVE, start, stop - start)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -141,6 +142,22 @@ def test_memory_of_a_large_row_goes_back() -> None:
     ring.release(0, CONSUMER, keep_bytes=4096)
 
     assert bytes(ring.payload(0)[: 1 << 20]).count(0) > (1 << 20) - 3 * 4096
+
+
+def test_row_whose_memory_went_back_before_a_death_is_empty() -> None:
+    ring = Ring("test", 2, 1, 64 << 10)
+    ring.put(0, Header(row=0), bytes(64 << 10))
+    pid = os.fork()
+    if pid == 0:
+        seq = ring.claim(CONSUMER, 0.0)
+        ring._ring = SimpleNamespace(release=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        ring.release(seq, CONSUMER, keep_bytes=4096)
+    os.waitpid(pid, 0)
+
+    ring.recover(CONSUMER, is_done=lambda n: False, fail=None)
+
+    assert ring.claim(OTHER, 0.0) == 0
+    assert ring.header(0).mark == Mark.EMPTY
 
 
 def test_batch_of_the_dead_goes_to_the_next() -> None:
