@@ -31,6 +31,8 @@ from evmp.stage import describe_exit, exit_now
 log = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.2
+EARLY_SECONDS: Final = 2.0  # a process that dies of itself within this does so again, perhaps
+MAX_PAUSE_SECONDS: Final = 2.0
 MAX_DEATHS: Final = 10  # of one seat, without any progress of the job in between
 LOST_HEARTBEAT_SECONDS: Final = 15.0  # a waiting process shows that it lives ten times a second
 TAIL_LINES: Final = 20  # of a child's output, kept for the report of its death
@@ -55,7 +57,10 @@ class Post:
     settle: Callable[[str], None] = lambda cause: None
     is_group: bool = False
     pid: int = 0
+    started: float = 0.0
+    due: float = 0.0
     deaths: int = 0
+    early_deaths: int = 0
     progress: int = -1
     is_finished: bool = False
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=TAIL_LINES))
@@ -130,6 +135,8 @@ class Supervisor:
         for post in self._posts:
             if post.pid:
                 self._watch(post)
+            elif not post.is_finished and time.monotonic() >= post.due:
+                self._fork(post)
 
     def _on_signal(self, signum: int) -> None:
         if self.draining:
@@ -172,13 +179,22 @@ class Supervisor:
         log.warning("%s died (%s) and is started again", post.seat.name, cause)
         post.settle(cause)
         post.seat.add(Counter.RESTARTS, 1)
-        self._fork(post)
+        post.due = time.monotonic() + self._pause(post, code)
+
+    def _pause(self, post: Post, code: int) -> float:
+        """Return seconds until the place is filled again: longer if it is soon empty each time."""
+        is_early = time.monotonic() - post.started < EARLY_SECONDS and code != -signal.SIGKILL
+        post.early_deaths = post.early_deaths + 1 if is_early else 0
+        return (
+            min(MAX_PAUSE_SECONDS, TICK_SECONDS * 2 ** (post.early_deaths - 1)) if is_early else 0
+        )
 
     def _count_death(self, post: Post, cause: str, words: dict[str, object] | None) -> None:
         progress = self._progress()
         post.deaths = 1 if progress > post.progress else post.deaths + 1
         post.progress = progress
         if post.deaths >= MAX_DEATHS:
+            self._listen()
             tail = "\n  ".join(post.tail) or str((words or {}).get("message", "nothing"))
             raise errors.WorkerDied(
                 f"{post.seat.name} died {post.deaths} times without progress, last: {cause}; "
@@ -189,6 +205,7 @@ class Supervisor:
 
     def _fork(self, post: Post) -> None:
         post.seat.enter(State.STARTING)
+        post.started = time.monotonic()
         read_end, write_end = os.pipe2(os.O_CLOEXEC)
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
@@ -226,6 +243,11 @@ class Supervisor:
         post.tail.append(line)
         self._emit(f"{post.seat.name} {line}")
 
+    def _listen(self) -> None:
+        """Read what children have printed until now."""
+        for key in list(self._selector.get_map().values()):
+            key.data()
+
     def forget(self, fd: int) -> None:
         """Stop listening to a pipe whose writers are all gone."""
         self._selector.unregister(fd)
@@ -246,9 +268,9 @@ class Supervisor:
         for post in alive:
             os.kill(post.pid, signal.SIGKILL)
             self._reap(post, 0)
+        self._listen()
         for key in list(self._selector.get_map().values()):
-            key.data()
-            if isinstance(key.data, _LineReader) and key.fd in self._selector.get_map():
+            if isinstance(key.data, _LineReader):
                 self.forget(key.fd)
 
     def _reap(self, post: Post, options: int) -> bool:
