@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 0.2
 EARLY_SECONDS: Final = 2.0  # a process that dies of itself within this does so again, perhaps
-MAX_PAUSE_SECONDS: Final = 2.0
+MIN_PAUSE_SECONDS: Final = 0.05
+MAX_PAUSE_SECONDS: Final = 0.5
 MAX_DEATHS: Final = 10  # of one seat, without any progress of the job in between
 LOST_HEARTBEAT_SECONDS: Final = 15.0  # a waiting process shows that it lives ten times a second
 TAIL_LINES: Final = 20  # of a child's output, kept for the report of its death
@@ -179,15 +180,17 @@ class Supervisor:
         log.warning("%s died (%s) and is started again", post.seat.name, cause)
         post.settle(cause)
         post.seat.add(Counter.RESTARTS, 1)
-        post.due = time.monotonic() + self._pause(post, code)
+        self._refill(post, code)
 
-    def _pause(self, post: Post, code: int) -> float:
-        """Return seconds until the place is filled again: longer if it is soon empty each time."""
-        is_early = time.monotonic() - post.started < EARLY_SECONDS and code != -signal.SIGKILL
-        post.early_deaths = post.early_deaths + 1 if is_early else 0
-        return (
-            min(MAX_PAUSE_SECONDS, TICK_SECONDS * 2 ** (post.early_deaths - 1)) if is_early else 0
-        )
+    def _refill(self, post: Post, code: int) -> None:
+        """Fill the place again, later and later if the process dies of itself each time."""
+        now = time.monotonic()
+        if now - post.started >= EARLY_SECONDS or code == -signal.SIGKILL:
+            post.early_deaths = 0
+            self._fork(post)
+            return
+        post.due = now + min(MAX_PAUSE_SECONDS, MIN_PAUSE_SECONDS * 2**post.early_deaths)
+        post.early_deaths += 1
 
     def _count_death(self, post: Post, cause: str, words: dict[str, object] | None) -> None:
         progress = self._progress()

@@ -156,7 +156,23 @@ def test_process_that_keeps_dying_ends_the_work() -> None:
     assert len(office.causes) == MAX_DEATHS - 1
 
 
-def test_deaths_with_progress_between_them_do_not_add_up() -> None:
+def test_each_death_at_once_makes_the_next_pause_longer() -> None:
+    dues: list[float] = []
+
+    def life(seat: Seat) -> int:
+        seat.add(Counter.ROWS, 1)
+        return int(seat.read().rows < 4)
+
+    office = Office(life, tick=lambda: dues.append(office.posts[0].due))
+    office.run()
+
+    assert office.posts[0].early_deaths == 3
+    assert len(set(dues)) == 4
+
+
+def test_deaths_with_progress_between_them_do_not_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "EARLY_SECONDS", 0.0)
+
     def life(seat: Seat) -> int:
         seat.add(Counter.ROWS, 1)
         return int(seat.read().rows < 2 * MAX_DEATHS)
