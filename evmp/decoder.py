@@ -89,7 +89,7 @@ class Decoder:
     def _decode(self, n: int, header: Header) -> None:
         data = self._fetch[header.kind](self._payload.data(n))
         frame: Frame = self._decoder.decode(data, *self._fit.enough)
-        self._fit.into(frame.pixels, self._pixels.payload(n))
+        self._fit.into(frame, self._pixels.payload(n))
         self._pixels.set_header(n, Header(header.row, height=frame.height, width=frame.width))
         self._pixels.commit(n)
         self._seat.add(Counter.ROWS, 1)

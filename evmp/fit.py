@@ -7,13 +7,12 @@ them all. No intermediate image exists, whatever the mode.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from evmp import _native
 
 if TYPE_CHECKING:
-    import numpy as np
-
+    from evmp.image import Frame
     from evmp.model.package import ModelInput
 
 Box = tuple[float, float, float, float]
@@ -29,24 +28,26 @@ class Fit:
         self.enough = (max(spec.height, side), max(spec.width, side))
         """Rows and columns from which on a smaller decoded image serves as well."""
 
-    def into(self, pixels: np.ndarray[Any, np.dtype[np.uint8]], row: memoryview) -> None:
+    def into(self, frame: Frame, row: memoryview) -> None:
         """Write an image into a row of the batch.
 
         Args:
-            pixels: (H, W, 3) uint8 RGB, C-contiguous.
+            frame: the image; one that was decoded at a fraction of its size goes where it would
+                have gone whole.
             row: the (height, width, 3) uint8 of the model's input, in its colour order.
         """
         spec = self._spec
-        height, width = pixels.shape[:2]
-        box, into = self.rectangles(height, width)
+        height, width = frame.pixels.shape[:2]
+        (left, top, right, bottom), into = self.rectangles(frame.height, frame.width)
+        y, x = height / frame.height, width / frame.width
         _native.resize(
-            pixels,
+            frame.pixels,
             height,
             width,
             row,
             spec.height,
             spec.width,
-            box=box,
+            box=(left * x, top * y, min(right * x, float(width)), min(bottom * y, float(height))),
             into=into,
             fill=spec.pad_color,
             filter=spec.interpolation,

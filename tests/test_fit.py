@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from evmp.fit import Fit
+from evmp.image import Frame
 from evmp.model.spec import ModelInput
 
 SIZES = st.integers(1, 5000)
@@ -18,9 +19,9 @@ def fit(**settings: object) -> Fit:
     return Fit(ModelInput.model_validate({"height": 224, "width": 224, **settings}))
 
 
-def fitted(spec: ModelInput, pixels: np.ndarray) -> np.ndarray:
+def fitted(spec: ModelInput, pixels: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
     row = np.empty((spec.height, spec.width, 3), np.uint8)
-    Fit(spec).into(np.ascontiguousarray(pixels), memoryview(row).cast("B"))
+    Fit(spec).into(Frame(pixels, *(size or pixels.shape[:2])), memoryview(row).cast("B"))
     return row
 
 
@@ -127,3 +128,16 @@ def test_bgr_turns_pixels_and_padding() -> None:
 
     assert (row[0] == (30, 20, 10)).all()
     assert (row[16:48] == waves(32, 64)[:, :, ::-1]).all()
+
+
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_image_decoded_smaller_goes_where_the_whole_one_goes(resize: str) -> None:
+    spec = ModelInput(height=96, width=80, resize=resize)
+    whole = Image.fromarray(waves(427, 640) // 2 + 100)
+    quarter = np.asarray(whole.resize((160, 107), Image.Resampling.BOX))
+
+    expected = fitted(spec, np.asarray(whole)).astype(int)
+
+    row = fitted(spec, quarter, size=(427, 640)).astype(int)
+    assert ((row == 0) == (expected == 0)).all()
+    assert np.abs(row - expected).mean() < 2
