@@ -152,9 +152,13 @@ class Ledger:
                 ) from error
         return commits
 
-    def is_committed(self, start: int) -> bool:
-        """Return whether a block that begins at row `start` is done."""
-        return self._record(start).exists()
+    def stop_of(self, start: int) -> int | None:
+        """Return where the committed block that begins at row `start` stops; None without one."""
+        try:
+            stop: int = json.loads(self._record(start).read_bytes())["stop"]
+        except FileNotFoundError:
+            return None
+        return stop
 
     def stage(self, run: str, start: int) -> Path:
         """Return where the run writes the block that begins at row `start`."""

@@ -62,12 +62,14 @@ def claims(ring: Ring, seat: Seat, number: int, *, ordered: bool = False) -> Ite
 
     Waiting and working times go to the seat's counters; the caller releases what it was given.
     """
+    parent = os.getppid()
     started = time.monotonic_ns()
     while True:
         try:
             seq = ring.claim(number, 0.0, ordered=ordered)
             while seq is None:
                 seat.enter(State.WAITING)
+                leave_orphaned(parent)
                 seq = ring.claim(number, HEARTBEAT_SECONDS, ordered=ordered)
         except RingDrained:
             return
@@ -77,6 +79,12 @@ def claims(ring: Ring, seat: Seat, number: int, *, ordered: bool = False) -> Ite
         yield seq
         started = time.monotonic_ns()
         seat.add(Counter.BUSY_NS, started - claimed)
+
+
+def leave_orphaned(parent: int) -> None:
+    """End this process if its parent has died, should the kernel's own signal not have come."""
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def run_stage(stage: Stage, seat: Seat, parent: int) -> int:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from evmp.job import Job
     from evmp.key import KeyField
 
+MAX_BLOCK_BYTES: Final = 256 << 20
 KEEP_BYTES: Final = 1 << 16  # memory that a row of the last ring may keep after a large result
 
 
@@ -55,6 +56,7 @@ class Writer:
         self._ledger, self._run = ledger, run
         self._results, self._seat, self._number = results, seat, number
         self._blocks = iter(blocks)
+        self._planned = Block(0, 0)
         self._sink: Sink
         self._block: _OpenBlock | None = None
 
@@ -97,16 +99,20 @@ class Writer:
         self._seat.add(Counter.ROWS, len(written))
         self._seat.add(Counter.FAILED, sum(record.failed for record in written))
         self._seat.add(Counter.BYTES, sum(len(record.result) for record in written))
-        if self._block.is_whole:
+        if self._block.is_full:
             self._commit(self._block)
 
     def _open_block(self, row: int) -> None:
+        """Open the block of a row: of the planned one, what is not committed yet."""
         if self._block is not None:
             self._commit(self._block)
-        block = next(block for block in self._blocks if row < block.stop)
-        stage = self._ledger.stage(self._run, block.start)
-        is_done = self._ledger.is_committed(block.start)
-        self._block = _OpenBlock(block, stage, self._sink, is_done=is_done)
+        while row >= self._planned.stop:
+            self._planned = next(self._blocks)
+        start = self._planned.start
+        while (stop := self._ledger.stop_of(start)) is not None:
+            start = stop
+        left = Block(min(start, self._planned.stop), self._planned.stop)
+        self._block = _OpenBlock(left, self._ledger.stage(self._run, start), self._sink)
 
     def _commit(self, block: _OpenBlock) -> None:
         self._block = None
@@ -122,16 +128,16 @@ class Writer:
 
 
 class _OpenBlock:
-    """The block whose rows arrive now, and its stage file."""
+    """The block whose rows arrive now, and its stage file; of an empty block rows are dropped."""
 
-    def __init__(self, block: Block, path: Path, sink: Sink, *, is_done: bool) -> None:
+    def __init__(self, block: Block, path: Path, sink: Sink) -> None:
         self._start, self.stop = block.start, block.stop
         self.path = path
         self.n_failed = 0
         self.reasons = Reasons()
         self._file: BinaryIO | None = None
-        self._next = block.stop if is_done else block.start
-        if not is_done:
+        self._next = block.start
+        if len(block) > 0:
             n_rows, self.n_failed = sink.recover(path)
             self._next = block.start + n_rows
             self.reasons.add_unknown(block.start, self.n_failed)
@@ -143,8 +149,11 @@ class _OpenBlock:
         return Block(self._start, self._next)
 
     @property
-    def is_whole(self) -> bool:
-        return self._next == self.stop
+    def is_full(self) -> bool:
+        """Whether all rows are there, or as many bytes as are well committed at once."""
+        if self._file is None or self._next == self._start:
+            return False
+        return self._next == self.stop or self._file.tell() >= MAX_BLOCK_BYTES
 
     def append(self, sink: Sink, records: list[Record]) -> list[Record]:
         """Append the records that the file does not hold yet. Returns those."""

@@ -48,8 +48,8 @@ def test_committed_block_is_listed_with_all_that_was_said_of_it(ledger: Ledger) 
     assert (found.start, found.stop, found.failed, found.bytes) == (3, 6, 1, 5)
     assert found.reasons == reasons
     assert ledger.data(found).read_bytes() == b"three"
-    assert ledger.is_committed(3)
-    assert not ledger.is_committed(4)
+    assert ledger.stop_of(3) == 6
+    assert ledger.stop_of(4) is None
 
 
 def test_commits_come_in_input_order(ledger: Ledger) -> None:
@@ -95,7 +95,7 @@ def test_death_within_a_commit_leaves_the_rows(
         ledger.commit(file, Block(0, 4), 0, {})
     assert wait(pid) == -signal.SIGKILL
 
-    if not ledger.is_committed(0):
+    if ledger.stop_of(0) is None:
         assert file.read_bytes() == b"rows"
         assert ledger.commit(file, Block(0, 4), 0, {})
 
