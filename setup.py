@@ -27,6 +27,7 @@ setup(
             "evmp._native",
             sources=sorted(glob("csrc/*.c")),
             depends=sorted(glob("csrc/*.h")),
+            libraries=["m"],
             extra_compile_args=FLAGS,
         )
     ]

@@ -17,7 +17,7 @@ struct native_state {
     struct resize_workspace *idle; /* taken by a resize() that runs */
 };
 
-/* The state of the module that a module function gets as its first argument. */
+/* The state of the module, which its functions get as first argument. */
 static inline struct native_state *native_state(PyObject *module)
 {
     return (struct native_state *)PyModule_GetState(module);

@@ -22,7 +22,8 @@ static void raise_at(PyObject *module, PyObject *message, Py_ssize_t position)
         goto exit;
     }
     error = PyObject_CallOneArg(type, message);
-    if (error != NULL && PyObject_SetAttrString(error, "position", index) == 0) {
+    if (error != NULL &&
+        PyObject_SetAttrString(error, "position", index) == 0) {
         PyErr_SetObject(type, error);
     }
 exit:
@@ -53,9 +54,11 @@ static bool get_text(PyObject *module, PyObject *object, struct text *text)
         text->n = (size_t)text->buffer.len;
         return true;
     }
+#if PY_VERSION_HEX < 0x030C0000 /* later, every str is ready */
     if (PyUnicode_READY(object) < 0) {
         return false;
     }
+#endif
     if (!PyUnicode_IS_ASCII(object)) {
         raise_non_ascii(module, object);
         return false;

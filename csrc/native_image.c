@@ -35,7 +35,7 @@ static bool is_image(const char *name, const Py_buffer *buffer,
                      "%s has %zd bytes, expected %zd x %zd x 3 = %zd", name,
                      buffer->len, height, width, expected);
     }
-    return buffer->len == expected;
+    return expected != 0 && buffer->len == expected;
 }
 
 /* PyArg_ParseTuple for something that need not be a tuple. */
@@ -149,7 +149,7 @@ static bool to_map(PyObject *scale, PyObject *bias, struct normalize_map *map)
 
 /* --- resize -------------------------------------------------------------- */
 
-/* One workspace is kept; a second thread that resizes meanwhile pays its own. */
+/* One workspace is kept; a second thread meanwhile pays for its own. */
 static bool run_resize(struct native_state *state,
                        const struct resize_request *request)
 {

@@ -49,12 +49,13 @@ def resize(
 
     Args:
         src: (src_height, src_width, 3) uint8 RGB.
-        dst: (dst_height, dst_width, 3) uint8, writable; all of it is written.
+        dst: (dst_height, dst_width, 3) uint8, writable; all of it is written. No part of `src`.
         box: (left, top, right, bottom) in source pixels, fractions allowed; None: all of it. As
             with Pillow, pixels outside the box weigh in where the filter reaches over its edge.
         into: (left, top, width, height) in pixels of `dst`; None: all of it.
         fill: red, green, blue of what is not in `into`.
-        filter: "bilinear" as Pillow's BILINEAR, "bicubic" as its BICUBIC (a = -0.5).
+        filter: "bilinear" as Pillow's BILINEAR, within one grey level, or "bicubic" as its BICUBIC
+            (a = -0.5), within one but at hard edges, where Pillow clips between its two passes.
         swap: write blue, green, red.
 
     Raises:

@@ -259,6 +259,11 @@ def test_sizes_must_match_the_buffers(
         _native.resize(noise(20, 30), *src, np.zeros((10, 10, 3), np.uint8), *dst)
 
 
+def test_empty_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="image of 0 x 0 pixels"):
+        _native.resize(b"", 0, 0, bytearray(3), 1, 1)
+
+
 def test_refused_call_writes_nothing() -> None:
     dst = np.full((10, 10, 3), 99, np.uint8)
 

@@ -265,7 +265,8 @@ static double resize_plainly(const struct resize_request *r, size_t y,
     double sum = 0;
     for (size_t i = 0; i < r->src_height; i++) {
         for (size_t j = 0; rows[i] != 0 && j < r->src_width; j++) {
-            sum += rows[i] * columns[j] * r->src[(i * r->src_width + j) * 3 + c];
+            size_t at = (i * r->src_width + j) * 3 + c;
+            sum += rows[i] * columns[j] * r->src[at];
         }
     }
     free(rows);
