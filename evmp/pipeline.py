@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -218,13 +218,20 @@ class Worker:
 
         Returns: the result ring.
         """
-        self._make_rings()
-        stages = self._stages(blocks)
-        for role in ("reader", "decoder", "predictor"):
-            stage = stages[role](self._layout.roles.index(role))
-            stage.open()
-            stage.run()
+        for role, stage in self.stages(blocks):
+            if role != "writer":
+                stage.open()
+                stage.run()
         return self._results
+
+    def stages(self, blocks: list[Block]) -> Iterator[tuple[str, Stage]]:
+        """Yield one stage of each role in the order of the flow, to be run in this process.
+
+        One runs after the other, so that each ring must have room for all rows.
+        """
+        self._make_rings()
+        for role, make in self._stages(blocks).items():
+            yield role, make(self._layout.roles.index(role))
 
     def is_draining(self) -> bool:
         """Return whether the worker shall finish what it holds and leave."""
