@@ -137,24 +137,32 @@ def tiny_logits(pixels: np.ndarray) -> np.ndarray:
     return (TINY_WEIGHT @ mean_colour + TINY_BIAS).astype(np.float32)
 
 
-def write_tiny_model(folder: Path, **settings: Any) -> Path:
+def write_tiny_model(folder: Path, *, network: Any = None, **settings: Any) -> Path:
     """Write a model package that classifies the mean colour of 32 x 32 pixels scaled to [0, 1].
 
     Args:
+        network: a module to write, around `tiny_network()` perhaps, in the place of that.
         settings: keys of model.yaml to add or replace; those of `input` and `output` join ours.
     """
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
-    linear = torch.nn.Linear(3, len(TINY_LABELS))
-    linear.load_state_dict(
-        {"weight": torch.from_numpy(TINY_WEIGHT), "bias": torch.from_numpy(TINY_BIAS)}
-    )
-    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), linear)
+    network = network or tiny_network()
     torch.jit.save(torch.jit.script(network.eval()), folder / "model.pt")
     joined = {key: {**TINY_YAML[key], **settings.pop(key, {})} for key in ("input", "output")}
     (folder / "model.yaml").write_text(yaml.safe_dump({**TINY_YAML, **joined, **settings}))
     return folder
+
+
+def tiny_network() -> Any:
+    """The tiny model's module, (N, 3, H, W) to (N, 5)."""
+    import torch
+
+    linear = torch.nn.Linear(3, len(TINY_LABELS))
+    linear.load_state_dict(
+        {"weight": torch.from_numpy(TINY_WEIGHT), "bias": torch.from_numpy(TINY_BIAS)}
+    )
+    return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), linear)
 
 
 @pytest.fixture(scope="session")
@@ -171,6 +179,19 @@ def make_tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
 def tiny_model(make_tiny_model: Callable[..., Path]) -> Path:
     """The folder of a tiny model whose answers `tiny_logits` foretells."""
     return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def trouble_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`trouble_model("Deadly")`: a tiny model with one of the troubles of trouble.py."""
+
+    def trouble_model(name: str) -> Path:
+        import trouble
+
+        network = getattr(trouble, name)(tiny_network())
+        return write_tiny_model(tmp_path_factory.mktemp(name), network=network)
+
+    return trouble_model
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,58 @@
+"""Networks that make trouble, as TorchScript can: for an image of nothing but white, or always."""
+
+from __future__ import annotations
+
+import torch
+
+
+class Fussy(torch.nn.Module):
+    """Raises for a batch with a white image in it."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        assert float(x.flatten(1).min(1)[0].max()) < 0.999, "too bright for me"
+        return self.network(x)
+
+
+class Deadly(torch.nn.Module):
+    """Dies of SIGFPE for a batch with a white image in it: the least integer over -1 overflows."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        least = -9223372036854775807 - 1
+        divisor = 1 if float(x.flatten(1).min(1)[0].max()) < 0.999 else -1
+        return self.network(x) + float((least // divisor) * 0)
+
+
+class Endless(torch.nn.Module):
+    """Never returns for a batch with a white image in it."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x
+        while float(y.flatten(1).min(1)[0].max()) > 0.999:
+            y = torch.clamp(y + 1, 1.0, 2.0)
+        return self.network(x)
+
+
+class Slow(torch.nn.Module):
+    """Takes some 10 ms for a batch."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.ones(64, 64)
+        for _ in range(1000):
+            y = torch.sin(y)
+        return self.network(x) + 0 * y.mean()
