@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS: Final = 0.5  # stages hold nothing that a kill could lose
 TYPICAL_PAYLOAD_BYTES: Final = 256 << 10  # memory of a payload slot that is faulted in at start
+SPARE_RESULT_BYTES: Final = 1 << 20  # what a model says of a small image need not be small
 MAX_SEATS: Final = 250
 MAX_ADDRESS_BYTES: Final = 1 << 45  # of the 2^47 that a process has on most machines
 
@@ -111,7 +112,7 @@ def plan_layout(job: Job, package: ModelPackage) -> Layout:
         batch_rows=batch,
         pixel_bytes=package.input.height * package.input.width * 3,
         payload_bytes=_whole_pages(job.max_row_bytes),
-        result_bytes=_whole_pages(2 * job.max_row_bytes),
+        result_bytes=_whole_pages(2 * job.max_row_bytes + SPARE_RESULT_BYTES),
     )
     _check_memory(job, layout)
     return layout

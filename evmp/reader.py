@@ -128,7 +128,7 @@ class Reader:
         limit = self._results.row_bytes // 2
         message = bytes(payload).decode("utf-8", "replace") if row.kind == Kind.ERROR else ""
         if len(note) > limit:
-            message = f"key columns of {len(note)} bytes exceed max_row_bytes; left out"
+            message = f"key columns of {len(note)} bytes exceed the {limit} of a row; left out"
             note = pickle.dumps((None,) * len(row.keys))
         self._results.set_note(n, note)
         if not message:
