@@ -150,7 +150,7 @@ class ParquetSource:
         for name in self._reserved:
             dtype = table.types[name]
             try:
-                key_values(pa.array([], type=dtype))
+                key_values(pa.nulls(0, dtype))
                 fields.append(table_field(name, dtype))
             except (pa.ArrowException, NotImplementedError) as error:
                 raise SourceError(
