@@ -96,8 +96,8 @@ def key_values(column: pa.Array[Any]) -> list[Any]:
 
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
-    column = column.cast(stored_type(column.type), safe=False)
-    column = column.cast(_carrier(column.type))
+    column = _cast(column, stored_type(column.type), safe=False)
+    column = _cast(column, _carrier(column.type))
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
@@ -105,6 +105,11 @@ def key_values(column: pa.Array[Any]) -> list[Any]:
             raise
         cells = column.cast(pa.large_binary()).to_pylist()
         return [None if cell is None else cell.decode("utf-8", "replace") for cell in cells]
+
+
+def _cast(column: pa.Array[Any], dtype: pa.DataType, *, safe: bool = True) -> pa.Array[Any]:
+    """Cast where needed: the first cast of a process takes 50 ms, to import pyarrow.compute."""
+    return column if column.type == dtype else column.cast(dtype, safe=safe)
 
 
 def json_encoder(dtype: Any) -> Encoder | None:
