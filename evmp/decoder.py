@@ -131,24 +131,23 @@ class Decoder:
         """Return the bytes of a regular file; a pipe or a device never blocks the stage."""
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except (OSError, ValueError) as error:
-            reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else "no path"
-            raise FetchError(f"{path!r}: {reason.lower()}") from None
-        with open(fd, "rb", buffering=0) as file:
-            status = os.fstat(fd)
-            if not stat.S_ISREG(status.st_mode):
-                raise FetchError(f"{path!r}: not a file")
-            if status.st_size > self._job.max_row_bytes:
-                raise FetchError(
-                    f"{path!r}: {status.st_size} bytes exceed max_row_bytes "
-                    f"{self._job.max_row_bytes}"
-                )
-            return self._read_whole(file.readinto, status.st_size)
+            try:
+                return self._read_regular(path, fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0).lower()
+            raise FetchError(f"{path!r}: {reason}") from None
 
-    def _read_whole(self, readinto: Callable[[memoryview], int | None], size: int) -> memoryview:
-        if size > len(self._scratch):
-            self._scratch = bytearray(size)
-        view, filled = memoryview(self._scratch)[:size], 0
-        while filled < size and (count := readinto(view[filled:])):
+    def _read_regular(self, path: str, fd: int) -> memoryview:
+        status, limit = os.fstat(fd), self._job.max_row_bytes
+        if not stat.S_ISREG(status.st_mode):
+            raise FetchError(f"{path!r}: not a file")
+        if status.st_size > limit:
+            raise FetchError(f"{path!r}: {status.st_size} bytes exceed max_row_bytes {limit}")
+        if status.st_size > len(self._scratch):
+            self._scratch = bytearray(status.st_size)
+        view, filled = memoryview(self._scratch)[: status.st_size], 0
+        while filled < len(view) and (count := os.readv(fd, [view[filled:]])):
             filled += count
         return view[:filled]
