@@ -112,8 +112,9 @@ class Decoder:
                 url=self._job.base64_url_alphabet,
                 whitespace=self._job.base64_whitespace,
             )
-        except ValueError as error:
-            raise DecodeError(f"not Base64: {error}") from None
+        except _native.Base64Error as error:
+            remedy = _remedy(bytes(payload[error.position : error.position + 1]))
+            raise DecodeError(f"not Base64: {error}{remedy}") from None
         return memoryview(self._scratch)[:length]
 
     def _read_sample(self, payload: memoryview) -> memoryview:
@@ -151,3 +152,12 @@ class Decoder:
         while filled < len(view) and (count := os.readv(fd, [view[filled:]])):
             filled += count
         return view[:filled]
+
+
+def _remedy(character: bytes) -> str:
+    """Name the key that lets a character pass that strict Base64 has not, if there is one."""
+    if character.isspace():
+        return "; base64_whitespace: true skips it"
+    if character in (b"-", b"_"):
+        return "; base64_url_alphabet: true reads it"
+    return ""
