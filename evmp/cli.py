@@ -61,16 +61,16 @@ def command(config: str, overrides: tuple[str, ...], check: bool, fresh: bool, q
     stopped or killed goes on where it was when the same command is run again.
     """
     from evmp.job import load_job
-    from evmp.progress import open_display
+    from evmp.progress import Quiet, open_display
     from evmp.run import Run, make_plan
 
-    job = load_job(config, overrides)
+    plan = make_plan(load_job(config, overrides))
     if check:
         from evmp.check import check_job
 
-        click.echo(check_job(make_plan(job)))
+        Run(plan, Quiet(), fresh=fresh).finished()
+        click.echo(check_job(plan))
         return
-    plan = make_plan(job)
     resume = f"evmp --config {config}" + "".join(f" -D{override}" for override in overrides)
     display = open_display(quiet=quiet)
     logs.send_to(display.emit, logging.WARNING if quiet else logging.INFO)
