@@ -38,7 +38,10 @@ class Classifier:
         self._keys: list[bytes] = []  # ,"coho1":
 
     def check(self, outputs: Outputs) -> None:
-        scores = scores_of(outputs[0])
+        try:
+            scores = scores_of(outputs[0])
+        except ModelError as error:
+            raise ModelError(f"{self._package.weights}: {error}") from None
         n_labels, offset = len(self._package.labels), self._package.output.label_offset
         if n_labels and n_labels + offset != len(scores):
             raise ModelError(
