@@ -148,7 +148,7 @@ class ParquetSource:
     def _key_fields(self, table: Table) -> tuple[KeyField, ...]:
         fields = [table_field(name, pa.string()) for name in self._implied_key()]
         for name in self._reserved:
-            dtype = table.types[name]
+            dtype: Any = table.types[name]
             try:
                 key_values(pa.nulls(0, dtype))
                 fields.append(table_field(name, dtype))
