@@ -15,8 +15,13 @@ from evmp.stage import describe_exit, exit_now
 Result = TypeVar("Result")
 
 
-def call_in_child(function: Callable[[], Result]) -> Result:
+def call_in_child(
+    function: Callable[[], Result], meanwhile: Callable[[], None] = lambda: None
+) -> Result:
     """Return what `function` returns, called in a forked child; the result is pickled.
+
+    Args:
+        meanwhile: what to do here until the child has done its work.
 
     Raises:
         EvmpError: what the function raised, or that its process died.
@@ -30,6 +35,7 @@ def call_in_child(function: Callable[[], Result]) -> Result:
     os.close(write_end)
     try:
         with open(read_end, "rb") as pipe:
+            meanwhile()
             answer = pipe.read()
     except BaseException:
         os.kill(pid, signal.SIGKILL)

@@ -69,13 +69,16 @@ def make_plan(job: Job) -> Plan:
     package = load_package(job.model_path)
     check_model_type(package, job.model_type)
     layout = plan_layout(job, package)
-    source = call_in_child(lambda: open_source(job).describe())
+    model: dict[str, Any] = {}
+    source = call_in_child(
+        lambda: open_source(job).describe(), lambda: model.update(package.fingerprint())
+    )
     per_worker = -(-source.n_rows // (job.num_worker * BLOCKS_PER_WORKER))
     block_rows = job.block_rows or min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, per_worker))
     parts = {
         "input": source.fingerprint,
         "job": job.fingerprint(),
-        "model": package.fingerprint(),
+        "model": model,
     }
     fingerprint = json.loads(json.dumps(parts))
     return Plan(job, package, layout, source, Target.of(job), block_rows, fingerprint)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -84,3 +86,19 @@ def test_interrupted_parent_leaves_no_child() -> None:
             call_in_child(work)
     finally:
         signal.signal(signal.SIGUSR1, previous)
+
+
+def test_parent_works_meanwhile(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+
+    def wait_for_flag() -> str:
+        while not flag.exists():
+            time.sleep(0.001)
+        return "seen"
+
+    assert call_in_child(wait_for_flag, flag.touch) == "seen"
+
+
+def test_failure_meanwhile_ends_the_child() -> None:
+    with pytest.raises(ZeroDivisionError):
+        call_in_child(lambda: time.sleep(600), lambda: 1 // 0)
