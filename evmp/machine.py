@@ -9,8 +9,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 
 def cpus() -> list[int]:
     """Return the CPUs that this process may run on."""
@@ -30,7 +28,7 @@ def cpu_count() -> int:
 
 def memory_bytes() -> int:
     """Return how much memory the processes of this job may take from now on."""
-    free: int = psutil.virtual_memory().available
+    free = _available()
     for directory in _cgroups():
         with suppress(OSError, ValueError):
             limit = int((directory / "memory.max").read_text())
@@ -47,6 +45,14 @@ def gpus() -> list[str]:
     names = [name.strip() for name in visible.split(",") if name.strip()]
     names = names[: names.index("-1")] if "-1" in names else names
     return names[: len(present)]
+
+
+def _available() -> int:
+    """Memory that the system can give without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) << 10
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _charged(directory: Path) -> int:
