@@ -1,0 +1,184 @@
+"""Protocols that are broken on purpose: the crash fuzz must see each of them.
+
+A mutant of Python replaces a function; a mutant of C replaces a few lines of csrc/ring.c, which is
+then built into an extension of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sysconfig
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from evmp.ledger import Block, Ledger
+from evmp.reader import Reader
+from evmp.ring import Header, Ring
+from evmp.sink import Recovered
+from evmp.stage import claims
+
+Patch = dict[str, Callable[..., Any]]
+ROOT: Final = Path(__file__).resolve().parents[2]
+_recover, _resume = Ring.recover, Reader._resume
+
+
+def _free_what_is_not_done(self: Ring, seat: int, is_done: object, fail: Any) -> int:
+    return _recover(self, seat, lambda n: True, fail)
+
+
+def _free_nothing(self: Ring, seat: int, is_done: object, fail: object) -> int:
+    return 0
+
+
+def _release_then_decode(self: Any) -> None:
+    for n in claims(self._payload, self._seat, self._number):
+        header = self._payload.header(n)
+        self._payload.release(n, self._number)
+        if not self._pixels.is_done(n):
+            self._work(n, header)
+
+
+def _release_then_write(self: Any) -> None:
+    for seq in claims(self._results, self._seat, self._number, ordered=True):
+        records = list(self._records(seq))
+        self._results.release(seq, self._number)
+        self._deliver(records)
+    if self._block is not None:
+        self._commit(self._block)
+
+
+def _commit_then_write(self: Ring, n: int, header: Header, data: bytes) -> None:
+    self.commit(n)
+    start = len(self.note(n))
+    with suppress(ValueError):
+        self.payload(n)[start : start + len(data)] = data
+    self.set_header(n, header._replace(length=len(data)))
+
+
+def _trust_torn_tail(self: object, path: Path) -> Recovered:
+    if not path.exists():
+        return Recovered(0, 0)
+    return Recovered(len(path.read_bytes().splitlines()), 0)
+
+
+def _append_again(self: Any, sink: Any, records: list[Any]) -> list[Any]:
+    if self._file is not None and records:
+        sink.append(self._file, records)
+        self._next = max(self._next, records[-1].index + 1)
+    return records
+
+
+def _resume_late(self: Reader) -> tuple[int, int]:
+    n, row = _resume(self)
+    return n, row + (n > 0)
+
+
+def _resume_early(self: Reader) -> tuple[int, int]:
+    n, row = _resume(self)
+    return n, max(0, row - 1)
+
+
+def _rename_then_record(
+    self: Ledger, stage: Path, block: Block, failed: int, reasons: dict[str, list[Any]]
+) -> bool:
+    aside = stage.with_suffix(".aside")
+    os.rename(stage, aside)
+    return _commit(self, aside, block, failed, reasons)
+
+
+def _trim_without_a_mark(self: Ring, n: int, keep_bytes: int) -> None:
+    header = self.header(n)
+    _trim(self, n, keep_bytes)
+    self.set_header(n, header)
+
+
+_commit, _trim = Ledger.commit, Ring._trim
+
+PYTHON: Final[dict[str, Patch]] = {
+    "recovery frees rows that are not done": {"evmp.ring.Ring.recover": _free_what_is_not_done},
+    "recovery frees nothing": {"evmp.ring.Ring.recover": _free_nothing},
+    "decoder releases before it commits": {"evmp.decoder.Decoder.run": _release_then_decode},
+    "writer releases before it writes": {"evmp.writer.Writer.run": _release_then_write},
+    "row is committed before it is written": {"evmp.ring.Ring.put": _commit_then_write},
+    "writer trusts a torn tail": {"fuzzing.world.TearingSink.recover": _trust_torn_tail},
+    "writer appends what is there already": {"evmp.writer._OpenBlock.append": _append_again},
+    "reader resumes a row late": {"evmp.reader.Reader._resume": _resume_late},
+    "reader resumes a row early": {"evmp.reader.Reader._resume": _resume_early},
+    "block moves before its record": {"evmp.ledger.Ledger.commit": _rename_then_record},
+    "memory goes back without a mark": {"evmp.ring.Ring._trim": _trim_without_a_mark},
+}
+
+
+def _at_lines_of(role: str, stride: int, **scenario: int) -> dict[str, Any]:
+    """Die at each `stride`-th line behind those that a process needs to start."""
+    return {"lines": 0, "steps": 0, "sweep": role, "first_line": 100, "stride": stride, **scenario}
+
+
+# How to bring those out that random deaths find too seldom.
+HINTS: Final[dict[str, dict[str, Any]]] = {
+    "block moves before its record": _at_lines_of("writer", 4, block_rows=12),
+    "memory goes back without a mark": _at_lines_of("writer", 5),
+    "writer trusts a torn tail": _at_lines_of("writer", 3, n_rows=500),
+    # These go on to the end.
+    "writer appends what is there already": _at_lines_of("writer", 40, n_rows=400),
+    "reader resumes a row early": _at_lines_of("reader", 20, n_rows=100),
+}
+
+_COUNT = "(_Atomic uint64_t *)((char *)slot + 8)"
+
+# What is found once in ring.c, and what comes in its place.
+C: Final[dict[str, list[tuple[str, str]]]] = {
+    "rows are counted instead of marked": [
+        (
+            "    step();\n    if (is_complete(ring, seq)) {",
+            f"    step();\n    atomic_fetch_add({_COUNT}, 1);\n    if (is_complete(ring, seq)) {{",
+        ),
+        (
+            "    uint64_t flip = is_even_lap(ring, seq) ? 0 : UINT64_MAX;",
+            "    uint64_t lap = seq / ring->n_slots + 1;\n"
+            f"    if (atomic_load({_COUNT}) < lap * ring->n_rows) return false;\n"
+            "    uint64_t flip = is_even_lap(ring, seq) ? 0 : UINT64_MAX;",
+        ),
+    ],
+    "claim does not compare": [
+        (
+            "if (atomic_compare_exchange_strong(word, &old, new)) {\n            step();",
+            "if ((usleep(1), atomic_store(word, new), true)) {\n            step();",
+        ),
+    ],
+    "batch of the dead moves on": [
+        (
+            "hand_on(ring, seq, seat, pack(seq, 0, attempt, RING_OPEN))",
+            "hand_on(ring, seq, seat, pack(seq + ring->n_slots, 0, attempt, RING_OPEN))",
+        ),
+    ],
+}
+
+
+def build(name: str, folder: Path) -> Path:
+    """Build the C mutant `name` in `folder`. Returns an extension that has only the ring."""
+    text = (ROOT / "csrc" / "ring.c").read_text()
+    for old, new in C[name]:
+        assert text.count(old) == 1, f"ring.c has changed; the mutant {name!r} needs another place"
+        text = text.replace(old, new)
+    mutant, extension = folder / "ring.c", folder / "mutant.so"
+    mutant.write_text(text)
+    sources = [mutant, ROOT / "tests" / "c" / "ring_module.c"]
+    sources += [ROOT / "csrc" / f"native_{part}.c" for part in ("ring", "process")]
+    includes = [f"-I{ROOT / 'csrc'}", f"-I{sysconfig.get_paths()['include']}"]
+    command: list[str | Path] = [
+        "gcc",
+        "-std=c11",
+        "-O1",
+        "-fPIC",
+        "-w",
+        "-shared",
+        *includes,
+        *sources,
+    ]
+    done = subprocess.run([*command, "-o", extension], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return extension
