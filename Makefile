@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # The build runs in .venv itself, so that setuptools is the pinned one, too.
 INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation --editable
 
-.PHONY: demo test bench style types venv clean
+.PHONY: demo test soak bench style types venv clean
 
 ## demo: run the main job on real photographs and show some results
 demo: $(VENV)/run out/demo/.built
@@ -18,6 +18,10 @@ demo: $(VENV)/run out/demo/.built
 ## test: run the tests; make test ARGS="--slow -k ring" passes ARGS to pytest
 test: $(VENV)/run $(VENV)/test
 	$(BIN)/python -m pytest $(ARGS)
+
+## soak: kill 20,000 processes over 1,000,000 rows; goes on where it was stopped
+soak: $(VENV)/run $(VENV)/test
+	OPENBLAS_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzzing.soak $(ARGS)
 
 ## bench: run every benchmark
 bench: $(VENV)/run $(VENV)/test

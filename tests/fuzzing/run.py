@@ -158,9 +158,9 @@ class _Run:
             plan_layout(job, package),
             n_decoders=scenario.n_decoders,
             n_predictors=scenario.n_predictors,
-            n_payloads=8,
-            n_pixel_batches=4,
-            n_result_batches=6,
+            n_payloads=scenario.n_payloads,
+            n_pixel_batches=scenario.n_batches,
+            n_result_batches=scenario.n_batches + 2,
             payload_bytes=32 << 10,
             result_bytes=64 << 10,
         )

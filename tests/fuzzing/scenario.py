@@ -28,6 +28,8 @@ class Scenario:
             run goes on; 0 never stops.
         max_attempts: in the place of evmp.ring.MAX_ATTEMPTS.
         patience_seconds: without a row for so long, rows are lost.
+        n_payloads: rows in the first ring.
+        n_batches: batches in the second, and two more in the third.
         patches: what replaces what, by the full name of the latter.
         native: a file to load as evmp._native for the rings.
     """
@@ -49,6 +51,8 @@ class Scenario:
     patience_seconds: float = 6.0
     n_decoders: int = 3
     n_predictors: int = 2
+    n_payloads: int = 8
+    n_batches: int = 4
     batch_rows: int = 4
     block_rows: int = 256
     world: World = field(default_factory=World)
