@@ -80,13 +80,15 @@ def command(config: str, overrides: tuple[str, ...], check: bool, fresh: bool, q
         report = None if record else run.run()
     finally:
         display.close()
+    if quiet:
+        return
     if report is None:
         record = run.finished() or {}
         _say(
             f"already done: {record.get('rows')} rows, {record.get('failed')} failed, in "
             f"{plan.target.path}; {resume} --fresh does it again"
         )
-    elif not quiet:
+    else:
         _summarise(plan, report)
 
 
