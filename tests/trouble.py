@@ -56,3 +56,16 @@ class Slow(torch.nn.Module):
         for _ in range(1000):
             y = torch.sin(y)
         return self.network(x) + 0 * y.mean()
+
+
+class Stillborn(torch.nn.Module):
+    """Dies of SIGFPE for every batch, the first one included."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        least = -9223372036854775807 - 1
+        divisor = -int(x.size(1) // 3)
+        return self.network(x) + float((least // divisor) * 0)
