@@ -143,6 +143,7 @@ class Reader:
         while end is None and n % self._results.n_rows:
             position = self._payload.header(n - 1).next
             while not self._payload.is_open(n):
+                self._seat.enter(State.WAITING)
                 self._payload.wait_open(n, HEARTBEAT_SECONDS)
             self._results.skip(n, position)
             self._payload.set_header(n, Header(position, position, mark=Mark.EMPTY))

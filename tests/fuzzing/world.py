@@ -31,6 +31,7 @@ SIDE: Final = 4  # pixels of the model's input, each way
 KEYS: Final = (KeyField("image"),)
 LARGE: Final = 3 * 4096  # of some payloads and results; longer than what a slot keeps here
 KEEP_BYTES: Final = 4096
+MAX_BLOCK_BYTES: Final = 100_000  # about 100 rows: less than most blocks have
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,8 @@ class Fitting:
 class Model:
     """A model that returns its input. It knows a row by the digest that its pixels are."""
 
+    takes_batches = True
+
     def __init__(self, world: World) -> None:
         self._aborts = {pixels(raw(row)) for row in world.aborts}
 
@@ -228,4 +231,5 @@ def loaded(world: World) -> dict[str, object]:
         "evmp.head.open_head": lambda package, job: Head(),
         "evmp.writer.open_sink": lambda job, keys: TearingSink(open_sink(job, keys)),
         "evmp.writer.KEEP_BYTES": KEEP_BYTES,
+        "evmp.writer.MAX_BLOCK_BYTES": MAX_BLOCK_BYTES,
     }
