@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import traceback
@@ -33,6 +34,7 @@ Exit codes:
   0 done                         3 could not start: model, input, output
   1 too many rows failed         4 a stage kept dying
   2 bad job file or arguments    130, 143 stopped by a signal; run again to resume
+  70 a bug in evmp
 """
 
 _KINDS = {
@@ -71,13 +73,12 @@ def command(config: str, overrides: tuple[str, ...], check: bool, fresh: bool, q
         Run(plan, Quiet(), fresh=fresh).finished()
         click.echo(check_job(plan))
         return
-    resume = f"evmp --config {config}" + "".join(f" -D{override}" for override in overrides)
+    resume = shlex.join(["evmp", "--config", config, *(f"-D{it}" for it in overrides)])
     display = open_display(quiet=quiet)
     logs.send_to(display.emit, logging.WARNING if quiet else logging.INFO)
     run = Run(plan, display, fresh=fresh)
     try:
-        record = run.finished()
-        report = None if record else run.run()
+        report = run.run()
     finally:
         display.close()
     if quiet:
@@ -128,7 +129,7 @@ def _in_words(error: EvmpError) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"evmp: {text}", file=sys.stderr, flush=True)
+    logs.say(f"evmp: {text}")
 
 
 def _summarise(plan: Plan, report: Report) -> None:

@@ -7,7 +7,18 @@ past its progress display. INFO is for the life of processes, not for rows.
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable
+
+
+def say(line: str) -> None:
+    """Print a line to stderr. One that nobody reads any more is lost; the job goes on."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
 
 
 def to_stderr() -> None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from evmp import _native, machine
+from evmp import _native, logs, machine
 from evmp.decoder import Decoder
 from evmp.errors import ConfigError, EvmpError, Interrupted
 from evmp.fit import Fit
@@ -101,7 +100,7 @@ def plan_layout(job: Job, package: ModelPackage) -> Layout:
             f"processes, expected at most {MAX_SEATS}; raise num_worker instead"
         )
     batch = job.batch_size
-    n_result_batches = max(2, job.queue_size // batch)
+    n_result_batches = job.queue_size // batch
     wanted = 2 * n_predictors + 2 + -(-n_decoders // batch) + 32 // batch
     layout = Layout(
         n_decoders=n_decoders,
@@ -123,6 +122,24 @@ def uses_gpu(job: Job) -> bool:
     if job.device == "cpu" or job.gpuRequired == 0:
         return False
     return job.device == "cuda" or bool(machine.gpus())
+
+
+def shortages(job: Job) -> list[str]:
+    """Return what the job asks for, in so many words, and the machine does not have."""
+    lines = []
+    cpus, gpus = len(machine.cpus()), len(machine.gpus())
+    asked = job.model_fields_set
+    if "cpuRequired" in asked and job.cpuRequired * job.num_worker > 100 * cpus:
+        lines.append(
+            f"cpuRequired: {job.num_worker} workers ask for {job.cpuRequired / 100:g} CPUs each, "
+            f"there are {cpus}; they share them"
+        )
+    if "gpuRequired" in asked and job.gpuRequired * job.num_worker > 100 * gpus and uses_gpu(job):
+        lines.append(
+            f"gpuRequired: {job.num_worker} workers ask for {job.gpuRequired / 100:g} GPUs each, "
+            f"there are {gpus}; they share them"
+        )
+    return lines
 
 
 def gpus_of(job: Job, worker: int) -> list[str]:
@@ -266,7 +283,7 @@ class Worker:
             stop=self._stop,
             tick=self._tick,
             grace_seconds=GRACE_SECONDS,
-            emit=lambda line: print(line, file=sys.stderr, flush=True),
+            emit=logs.say,
         ).run()
 
     # --- the stages ---------------------------------------------------------------------------

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from evmp.metrics import Counter, Reading, Seat
+from evmp.logs import say
+from evmp.metrics import Counter, Reading, Seat, State
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -107,7 +108,12 @@ class Meter:
             fill=self._fill(),
             busy={s: _share(times[s], times_then[s]) for s in STAGES},
             restarts=sum(reading.restarts for reading in self.readings()),
+            state=self._state(),
         )
+
+    def _state(self) -> str:
+        starting = [r.state == State.STARTING for r in self.readings() if r.role == "predictor"]
+        return "starting: loading the model" if starting and all(starting) else ""
 
     def readings(self) -> list[Reading]:
         """Return the counters of every seat."""
@@ -152,7 +158,7 @@ class Quiet:
 
     def emit(self, line: str) -> None:
         """Print the line."""
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
     def note(self, line: str) -> None:
         """Print nothing."""
@@ -172,7 +178,7 @@ class Lines:
 
     def emit(self, line: str) -> None:
         """Print the line."""
-        print(line, file=sys.stderr, flush=True)
+        say(line)
 
     note = emit
 
@@ -255,20 +261,20 @@ def _panel(snapshot: Snapshot) -> Group:
         f"ETA {_clock(snapshot.eta_seconds)}",
         Text(f"{snapshot.failed} failed", style="red" if snapshot.failed else "dim"),
     )
-    flow = Table.grid(padding=(0, 1))
+    flow = Table.grid(padding=(0, 1), pad_edge=False)
     cells: list[Text] = []
     for i, stage in enumerate(STAGES):
         style = "bold yellow" if stage == snapshot.bottleneck else ""
         cells.append(Text(f"{stage} {100 * snapshot.busy[stage]:.0f} %", style=style))
         if i < len(QUEUES):
             fill = snapshot.fill[QUEUES[i]]
-            cells.append(Text(f"→ [{_bar(fill)}] →", style="dim"))
+            cells.append(Text(f"→{_bar(fill)}→", style="dim"))
     flow.add_row(*cells)
     slow = f"bottleneck: {snapshot.bottleneck}" if snapshot.bottleneck else "no bottleneck yet"
     return Group(head, flow, Text(snapshot.state or slow, style="dim"))
 
 
-def _bar(fill: float, width: int = 6) -> str:
+def _bar(fill: float, width: int = 4) -> str:
     full = round(max(0.0, min(1.0, fill)) * width)
     return "█" * full + "·" * (width - full)
 

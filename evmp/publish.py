@@ -7,11 +7,13 @@ again: the result appears last, by a rename, and everything before can be made a
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from evmp.errors import SinkError
 from evmp.ledger import Commit, shard
@@ -21,6 +23,11 @@ from evmp.target import Target, delete
 if TYPE_CHECKING:
     from evmp.job import Job
     from evmp.key import KeyField
+
+log = logging.getLogger(__name__)
+
+SPARE_COPIES: Final = 8  # of a part must fit on the disk for it to be written
+COPY_BYTES: Final = 1 << 20
 
 
 def publish(
@@ -76,7 +83,8 @@ def part_path(target: Target, worker: int, n_workers: int) -> Path:
 def write_part(job: Job, target: Target, worker: int, n_rows: int) -> None:
     """Leave a worker's part of a text result beside it: the specification's part file.
 
-    Of a table, and of a Parquet file, there are no parts.
+    Of a table, and of a Parquet file, there are no parts. Nothing depends on them: where the disk
+    has little room they are left out.
 
     Parts are for people who look into a running job. They are plain copies of committed blocks; the
     result is merged from the blocks themselves, and the parts are then removed.
@@ -86,12 +94,19 @@ def write_part(job: Job, target: Target, worker: int, n_rows: int) -> None:
     own = shard(n_rows, worker, job.num_worker)
     commits = [c for c in target.ledger.commits() if own.start <= c.start < own.stop]
     draft = target.staging / "tmp" / f"part-{worker:05d}"
-    with open(draft, "wb") as out:
-        for stage in _stages(target, commits):
-            with open(stage, "rb") as file:
-                while os.copy_file_range(file.fileno(), out.fileno(), 1 << 30):
-                    continue
-    os.replace(draft, part_path(target, worker, job.num_worker))
+    part = part_path(target, worker, job.num_worker)
+    if shutil.disk_usage(target.staging).free < SPARE_COPIES * sum(c.bytes for c in commits):
+        log.info("%s is left out: the disk has little room", part.name)
+        return
+    try:
+        with open(draft, "wb") as out:
+            for commit in commits:
+                with open(target.ledger.data(commit), "rb") as file:
+                    shutil.copyfileobj(file, out, COPY_BYTES)
+        os.replace(draft, part)
+    except OSError as error:
+        log.warning("%s is left out: %s", part.name, error)
+        draft.unlink(missing_ok=True)
 
 
 def remove_parts(target: Target) -> None:

@@ -21,7 +21,7 @@ from evmp.errors import ConfigError, EvmpError, Interrupted, TooManyFailures
 from evmp.ledger import Block, Commit, cut, differences, shard
 from evmp.metrics import Board, Counter, Leave, Seat
 from evmp.model.package import ModelPackage, check_model_type, load_package
-from evmp.pipeline import Layout, Worker, plan_layout
+from evmp.pipeline import Layout, Worker, plan_layout, shortages
 from evmp.progress import Display, Meter
 from evmp.report import Reasons, Report
 from evmp.source import SourceInfo, open_source
@@ -123,11 +123,15 @@ class Run:
         Raises:
             EvmpError: when the job ends without a result; what was committed stays.
         """
+        if self.finished() is not None and not self._target.staging.exists():
+            return None
+        if self._fresh:
+            self._target.check_replaceable()
         self._target.prepare()
         with self._target.ledger.lock():
             if self._fresh:
                 self._target.start_over()
-            elif self.finished() is not None or self._target.settle():
+            elif self._target.settle() or self.finished() is not None:
                 self._clean_up()
                 return None
             self._target.ledger.open(self._plan.fingerprint)
@@ -142,8 +146,7 @@ class Run:
                 report = self._report(meter, before)
                 self._leave_record(report, error)
                 if isinstance(error, Interrupted):
-                    where = f"{report.rows} of {self._plan.source.n_rows} rows are done"
-                    raise Interrupted(error.signum, where) from None
+                    raise Interrupted(error.signum, self._where(report)) from None
                 raise
             self._clean_up()
             return report
@@ -157,6 +160,8 @@ class Run:
         before, _ = _totals(commits)
         if before:
             self._display.note(f"resuming: {before} of {n_rows} rows are done")
+        for shortage in shortages(self._job):
+            log.warning("%s", shortage)
         self._workers = [k for k in range(self._job.num_worker) if self._left(k, commits)]
         done = {k: _totals(self._of_worker(k, commits)) for k in self._workers}
         elsewhere = _difference(_totals(commits), *done.values())
@@ -174,13 +179,18 @@ class Run:
         seconds = time.monotonic() - self._started
         return Report(rows, failed, rows - before, seconds, reasons.as_dict(), meter.readings())
 
+    def _where(self, report: Report) -> str:
+        failed = f", {report.failed} of them failed" if report.failed else ""
+        return f"{report.rows} of {self._plan.source.n_rows} rows are done{failed}"
+
     def _leave_record(self, report: Report, error: EvmpError) -> None:
         """Leave the record of a run that has no result in the staging place, if anything is there.
 
         A run that has committed nothing leaves nothing, but for what --fresh has been told.
         """
+        publish.remove_parts(self._target)
         if report.rows == 0 and not self._fresh:
-            self._target.ledger.remove()
+            self._target.retreat()
             return
         state = "stopped" if isinstance(error, Interrupted) else "failed"
         record = report.record(self._job.describe(), self._plan.fingerprint)
@@ -206,11 +216,15 @@ class Run:
         workers, seats_of = self._workers, meter.workers
         _native.adopt_orphans()
 
+        asked = Leave.NOT
+
         def drain() -> None:
             self._display.note("stopping: finishing what is in flight; once more stops at once")
             leave(Leave.DRAINED)
 
         def leave(how: Leave) -> None:
+            nonlocal asked
+            asked = how
             for seats in seats_of:
                 seats[0].counters[Counter.LEAVE] = how
 
@@ -223,6 +237,8 @@ class Run:
             log.info("%s goes on from its last commit", seats_of[place][0].name)
             commits = self._of_worker(workers[place], self._target.ledger.commits())
             meter.rebase(place, *_totals(commits))
+            # A worker that a stray signal has drained goes on; the job alone sends workers home.
+            seats_of[place][0].counters[Counter.LEAVE] = asked
 
         Supervisor(
             [
@@ -274,6 +290,11 @@ class Run:
             raise TooManyFailures(self._too_many(report.rows, report.failed) + lines)
 
     def _too_many(self, rows: int, failed: int) -> str:
+        if failed == rows:
+            return (
+                f"all {rows} rows failed; nothing is published. Correct the cause, and start over "
+                "with --fresh"
+            )
         return (
             f"{failed} of {rows} rows failed, more than max_error_fraction "
             f"{self._job.max_error_fraction:g} allows; nothing is published. What was done is kept "

@@ -238,6 +238,8 @@ class Supervisor:
                 signal.signal(signum, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
             code = post.run()
+        except BaseException:
+            log.exception("%s failed", post.seat.name)
         finally:
             exit_now(code)
 

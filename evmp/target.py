@@ -15,10 +15,11 @@ import json
 import os
 import shutil
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evmp.errors import SinkError
+from evmp.errors import ConfigError, SinkError
 from evmp.ledger import Ledger
 
 if TYPE_CHECKING:
@@ -29,44 +30,69 @@ class Target:
     """The place of a job's result.
 
     Args:
-        path: of the result, a file or, for a table, a directory.
+        path: of the result, a file or, for a table, a directory or a file.
+        is_table: whether `name=value` parts of the path are partitions.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, is_table: bool = False) -> None:
+        self.path, self._is_table = path, is_table
         root, parts = path, list[str]()
-        while "=" in root.name:
+        while is_table and "=" in root.name:
             parts.insert(0, root.name)
             root = root.parent
         stem = ".".join([root.name, *parts])
         self.staging = root.with_name(f"{stem}.evmp")
         self.record = root.with_name(f"{stem}.evmp.json")
         self.ledger = Ledger(self.staging)
+        self._draft = self.staging / "record.json"
+        self._made: list[Path] = []
 
     @classmethod
     def of(cls, job: Job) -> Target:
-        """Return the place that a job names."""
-        return cls(Path(job.output_table or job.output_oss_file).absolute())
+        """Return the place that a job names.
+
+        Raises:
+            ConfigError: when it is, holds, or lies within what the job reads.
+        """
+        key = "output_table" if job.output_table else "output_oss_file"
+        target = cls(Path(getattr(job, key)).absolute(), is_table=bool(job.output_table))
+        for other in ("input_table", "input_oss_file", "model_path"):
+            if getattr(job, other) and _overlap(target.path, Path(getattr(job, other)), other):
+                raise ConfigError(f"{key}: {target.path} is not apart from {other}; name another")
+        return target
 
     def finished(self) -> dict[str, Any] | None:
         """Return the record of the run that made what stands here, or None.
 
         Raises:
-            SinkError: when something stands here that no record tells of.
+            SinkError: when something stands here that no run of evmp has made.
         """
-        if self.ledger.exists():
+        if not os.path.lexists(self.path) or self._is_empty_table():
             return None
-        record = self._read_record()
-        if record is not None and record.get("result") == self._identity():
+        if self._is_to_be_replaced() or self._record_in(self._draft):
+            return None
+        if (record := self._record_in(self.record)) is not None:
             return record
-        if self.path.is_dir() and not any(self.path.iterdir()):
-            return None
-        if os.path.lexists(self.path):
+        raise SinkError(
+            f"output {self.path} exists and was not made by a run of this job; move it away, "
+            "name another output, or replace it with --fresh"
+        )
+
+    def check_replaceable(self) -> None:
+        """Make sure that --fresh replaces nothing but a result.
+
+        Raises:
+            SinkError: when a directory stands here that holds more than a table.
+        """
+        if not self.path.is_dir() or self._is_empty_table():
+            return
+        alien = [p for p in self.path.iterdir() if p.is_dir() or p.suffix != ".parquet"]
+        if alien or not self._is_table:
+            found = f"holds {alien[0].name}" if alien else "is a directory"
             raise SinkError(
-                f"output {self.path} exists and was not made by a run of this job; move it away, "
-                "name another output, or replace it with --fresh"
+                f"output {self.path} {found}, which no run of evmp has made; --fresh does not "
+                "replace it: move it away or name another output"
             )
-        return None
 
     def prepare(self) -> None:
         """Make sure that the result can be written, before hours of work.
@@ -74,6 +100,9 @@ class Target:
         Raises:
             SinkError: when it cannot.
         """
+        if self.path.is_dir() and not self._is_table:
+            raise SinkError(f"output {self.path} is a directory, expected the name of a file")
+        self._made = [p for p in (*self.path.parents, self.staging) if not p.exists()]
         try:
             self.staging.mkdir(parents=True, exist_ok=True)
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +121,13 @@ class Target:
         if standing is not None:
             (self.staging / "replaces.json").write_text(json.dumps(standing))
 
+    def retreat(self) -> None:
+        """Undo what prepare and start_over have made, after a start that has led to nothing."""
+        self.ledger.remove()
+        for directory in self._made:
+            with suppress(OSError):
+                directory.rmdir()
+
     def publish(self, merged: Path, record: dict[str, Any]) -> None:
         """Make `merged` the result, in one step, and leave the record beside it.
 
@@ -104,9 +140,8 @@ class Target:
         """
         _sync(merged)
         record = {**record, "result": _identity_of(merged)}
-        draft = self.staging / "record.json"
-        draft.write_text(json.dumps(record, indent=1) + "\n")
-        _sync(draft)
+        self._draft.write_text(json.dumps(record, indent=1) + "\n")
+        _sync(self._draft)
         try:
             self._move(merged)
         except FileExistsError as error:
@@ -126,15 +161,13 @@ class Target:
 
         Returns: whether the result that stands there is that of this staging place.
         """
-        draft = self.staging / "record.json"
-        record = _read_json(draft)
-        if not isinstance(record, dict) or record.get("result") != self._identity():
+        if self._record_in(self._draft) is None:
             return False
-        os.replace(draft, self.record)
+        os.replace(self._draft, self.record)
         return True
 
     def _move(self, merged: Path) -> None:
-        if self._may_replace():
+        if self._is_to_be_replaced():
             if not merged.is_dir() and not self.path.is_dir():
                 os.replace(merged, self.path)
                 return
@@ -146,20 +179,33 @@ class Target:
             os.unlink(merged)
         _sync(self.path.parent)
 
-    def _may_replace(self) -> bool:
+    def _is_empty_table(self) -> bool:
+        return self._is_table and self.path.is_dir() and not any(self.path.iterdir())
+
+    def _is_to_be_replaced(self) -> bool:
         """Return whether what stands here is the result that start_over has seen."""
         standing = self._identity()
         return standing is not None and standing == _read_json(self.staging / "replaces.json")
 
-    def _read_record(self) -> dict[str, Any] | None:
-        record = _read_json(self.record)
-        return record if isinstance(record, dict) else None
+    def _record_in(self, file: Path) -> dict[str, Any] | None:
+        """Return the record in `file` if it is that of what stands here."""
+        record, standing = _read_json(file), self._identity()
+        if standing is None or not isinstance(record, dict) or record.get("result") != standing:
+            return None
+        return record
 
     def _identity(self) -> dict[str, int] | None:
         try:
             return _identity_of(self.path)
         except OSError:
             return None
+
+
+def _overlap(output: Path, read: Path, key: str) -> bool:
+    """Return whether writing `output` would touch what the job reads; links are followed."""
+    output, read = output.resolve(), read.resolve()
+    is_within = read in output.parents and key == "input_table"
+    return output == read or output in read.parents or is_within
 
 
 def _read_json(path: Path) -> object:

@@ -157,7 +157,7 @@ def test_live_display_shows_the_flow_and_the_log_above_it(clock: list[float]) ->
 
     shown = screen.getvalue()
     assert "250 of 1000 rows" in shown
-    assert "decoder 99 % → [██████] → predictor 20 % → [······] → writer 0 %" in shown
+    assert "decoder 99 % →████→ predictor 20 % →····→ writer 0 %" in shown
     assert "bottleneck: decoder" in shown
     assert "warning: decoder[0] died [and] is started again" in shown
     assert "999 of 1000" not in shown

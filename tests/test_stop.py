@@ -24,7 +24,7 @@ SECONDS = 60.0  # that a wait may take; it takes a few hundred milliseconds
 @pytest.fixture(scope="module")
 def whole(
     tmp_path_factory: pytest.TempPathFactory,
-    trouble_model: Callable[[str], Path],
+    trouble_model: Callable[..., Path],
     make_table: Callable[..., Path],
     photo_file: Callable[..., bytes],
 ) -> Path:
@@ -36,8 +36,8 @@ def whole(
     ]
     images[7] = "no Base64"
     make_table(folder / "in.parquet", images, row_group_size=16)
-    JobFolder(folder, trouble_model("Slow"), subprocess.run, subprocess.Popen).write(
-        input_table=str(folder / "in.parquet"), block_rows=8, batch_size=4, predict_thread_num=2
+    JobFolder(folder, trouble_model("Slow", steps=300), subprocess.run, subprocess.Popen).write(
+        input_table=str(folder / "in.parquet"), block_rows=8, batch_size=4
     )
     subprocess.run(
         [*COMMAND, "--config", "job.yaml", "--quiet"],
@@ -121,7 +121,8 @@ def test_signal_commits_what_is_in_flight(slow_job: JobFolder, whole: Path, sign
     last = errors.splitlines()[-1]
     name = signal.Signals(signum).name
     assert last.startswith(f"evmp: stopped by {name}, ")
-    assert last.endswith(f" of {N_ROWS} rows are done; run the same command again to go on")
+    done = f" of {N_ROWS} rows are done, 1 of them failed"
+    assert last.endswith(f"{done}; run the same command again to go on")
     assert not (slow_job.path / "out.jsonl").exists()
     n_done = int(last.split(", ")[1].split()[0])
     assert 16 <= n_done < N_ROWS
@@ -175,6 +176,15 @@ def test_signal_while_the_job_is_planned_is_no_bug(slow_job: JobFolder) -> None:
     assert "Traceback" not in errors
 
 
+def test_signal_to_one_worker_costs_nothing(slow_job: JobFolder, whole: Path) -> None:
+    process = start_and_wait(slow_job)
+    find(process, "worker")[0].send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 0, errors
+    check(slow_job, whole)
+
+
 # --- kill -9 --------------------------------------------------------------------------------------
 
 
@@ -200,7 +210,7 @@ def kill(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def test_killed_job_takes_its_processes_along_and_resumes(slow_job: JobFolder, whole: Path) -> None:
     process = start_and_wait(slow_job)
-    assert len(find(process, "")) == 7
+    assert len(find(process, "")) == 6
 
     assert kill(process) == []
 
@@ -235,7 +245,7 @@ def test_row_that_hangs_every_predictor_costs_only_itself(
     job: JobFolder,
     make_table: Callable[..., Path],
     photo_file: Callable[..., bytes],
-    trouble_model: Callable[[str], Path],
+    trouble_model: Callable[..., Path],
     tmp_path: Path,
 ) -> None:
     from PIL import Image
@@ -255,7 +265,7 @@ def test_model_that_kills_every_predictor_ends_the_job(
     job: JobFolder,
     make_table: Callable[..., Path],
     photo_file: Callable[..., bytes],
-    trouble_model: Callable[[str], Path],
+    trouble_model: Callable[..., Path],
 ) -> None:
     make_table(job.path / "in.parquet", [photo_file("coffee", size=(60, 40))])
     job.write(model_path=str(trouble_model("Stillborn")))
@@ -283,6 +293,19 @@ def test_finished_job_is_not_done_again(slow_job: JobFolder, whole: Path) -> Non
     )
     assert quiet.stderr == quiet.stdout == ""
     assert (whole / "out.jsonl").stat() == before
+
+
+def test_finished_job_that_keeps_its_staging_place_is_not_done_again(
+    slow_job: JobFolder, whole: Path
+) -> None:
+    rewrite(slow_job, keep_staging=True)
+    assert slow_job.run().returncode == 0
+
+    again = slow_job.run()
+
+    assert again.returncode == 0
+    assert "already done" in again.stderr
+    assert n_commits(slow_job) == N_ROWS // 8
 
 
 def test_fresh_replaces_a_result_in_one_step(slow_job: JobFolder, whole: Path) -> None:

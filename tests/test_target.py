@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from evmp.errors import SinkError
+from evmp.errors import ConfigError, SinkError
+from evmp.job import Job
 from evmp.target import Target
 
 RECORD: dict[str, Any] = {"rows": 3}
@@ -45,7 +46,7 @@ def test_result_of_a_file_has_its_neighbours_beside_it(tmp_path: Path) -> None:
 
 
 def test_neighbours_of_a_partition_stand_beside_the_table(tmp_path: Path) -> None:
-    target = Target(tmp_path / "table" / "date=1" / "hour=2")
+    target = Target(tmp_path / "table" / "date=1" / "hour=2", is_table=True)
 
     assert target.staging == tmp_path / "table.date=1.hour=2.evmp"
     assert target.record == tmp_path / "table.date=1.hour=2.evmp.json"
@@ -95,7 +96,7 @@ def test_broken_link_at_the_output_is_refused(target: Target) -> None:
 
 
 def test_empty_directory_is_no_result(tmp_path: Path) -> None:
-    target = Target(tmp_path / "table")
+    target = Target(tmp_path / "table", is_table=True)
     target.prepare()
     target.path.mkdir()
 
@@ -218,3 +219,89 @@ def test_output_without_permission_is_told_at_start(tmp_path: Path) -> None:
 
     with pytest.raises(SinkError, match="cannot be written: Permission denied"):
         Target(tmp_path / "out.jsonl").prepare()
+
+
+def test_equals_sign_in_the_name_of_a_file_is_no_partition(tmp_path: Path) -> None:
+    target = Target(tmp_path / "a=1.jsonl")
+
+    assert target.staging == tmp_path / "a=1.jsonl.evmp"
+
+
+def test_result_is_finished_whatever_is_left_of_its_staging_place(target: Target) -> None:
+    target.ledger.open({})
+    target.publish(merged(target), RECORD)
+
+    assert target.finished() is not None
+
+
+def test_something_that_appeared_beside_unfinished_work_is_told_at_start(target: Target) -> None:
+    target.ledger.open({})
+    target.path.write_text("somebody's")
+
+    with pytest.raises(SinkError, match="was not made by a run"):
+        target.finished()
+
+
+def test_fresh_result_waits_for_its_successor(target: Target) -> None:
+    target.publish(merged(target), RECORD)
+
+    target.start_over()
+
+    assert target.finished() is None
+
+
+@pytest.mark.parametrize("content", ["notes.txt", "folder/"])
+def test_fresh_does_not_replace_a_directory_of_other_things(tmp_path: Path, content: str) -> None:
+    target = Target(tmp_path / "table", is_table=True)
+    target.path.mkdir()
+    place = target.path / content
+    place.mkdir() if content.endswith("/") else place.touch()
+
+    with pytest.raises(SinkError, match=r"table holds (notes\.txt|folder)"):
+        target.check_replaceable()
+
+
+def test_file_is_not_put_in_the_place_of_a_directory(tmp_path: Path) -> None:
+    target = Target(tmp_path / "out.jsonl")
+    target.path.mkdir()
+
+    with pytest.raises(SinkError, match="is a directory, expected the name of a file"):
+        target.prepare()
+
+
+@pytest.mark.parametrize(
+    ("key", "output"),
+    [
+        ("output_oss_file", "in/data.parquet"),
+        ("output_oss_file", "link"),
+        ("output_oss_file", "in/out.jsonl"),
+        ("output_table", "."),
+        ("output_oss_file", "model.pt"),
+    ],
+)
+def test_output_must_be_apart_from_what_the_job_reads(
+    tmp_path: Path, key: str, output: str
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "data.parquet").touch()
+    (tmp_path / "link").symlink_to("in/data.parquet")
+    read = "in/data.parquet" if output in ("in/data.parquet", "link") else "in"
+    job = Job(
+        model_path=str(tmp_path / "model.pt"),
+        model_type="classifier",
+        input_table=str(tmp_path / read),
+        **{key: str(tmp_path / output)},
+    )
+
+    with pytest.raises(ConfigError, match="is not apart from"):
+        Target.of(job)
+
+
+def test_start_that_has_led_to_nothing_leaves_nothing(tmp_path: Path) -> None:
+    target = Target(tmp_path / "new" / "deep" / "out.jsonl")
+    target.prepare()
+    target.ledger.open({})
+
+    target.retreat()
+
+    assert list(tmp_path.iterdir()) == []
