@@ -248,7 +248,9 @@ def create_once(path: Path, text: bytes, tmp: Path) -> bool:
     fd = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         try:
-            os.write(fd, text)
+            rest = memoryview(text)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
             os.fsync(fd)
         finally:
             os.close(fd)
