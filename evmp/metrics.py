@@ -46,7 +46,7 @@ class Counter(IntEnum):
     """Index of a counter in a seat's block."""
 
     STATE = 0
-    SINCE_NS = 1  # monotonic time of the last change of STATE, or of the last row
+    SINCE_NS = 1  # monotonic time of the last Seat.enter, which shows progress
     ROWS = 2
     FAILED = 3
     BYTES = 4

@@ -1,7 +1,8 @@
 """The third stage: batches of pixels through the model, and its tensors into results.
 
-One process a GPU, or `predict_thread_num` processes on the CPU. A batch whose prediction raises, or
-that has killed a process before, is worked on row by row, so that a bad row costs only itself.
+One process a GPU, or `predict_thread_num` processes on the CPU. A GPU gets whole batches; one whose
+prediction raises, or that has killed a process before, is worked on row by row, so that a bad row
+costs only itself. On the CPU every batch is, and a row's result stands as soon as it is there.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from evmp.metrics import Counter, Seat
+from evmp.metrics import Counter, Seat, State
 from evmp.ring import Header, Mark, Ring
 from evmp.stage import claims, put_failure
 
@@ -81,9 +82,12 @@ class Predictor:
             rows = self._pixels.rows(seq)
             frames = np.frombuffer(self._pixels.batch(seq), np.uint8).reshape(shape)
             todo = [n for n in rows if not self._results.is_done(n)]
-            if self._pixels.peek(seq)[2] > 0 or not self._predict_all(frames, rows, todo):
+            is_first = self._pixels.peek(seq)[2] == 0
+            at_once = self._model.takes_batches and is_first
+            if not (at_once and self._predict_all(frames, rows, todo)):
                 for n in todo:
                     self._predict_one(frames, rows, n)
+                    self._seat.enter(State.BUSY)
             self._pixels.release(seq, self._number)
 
     def _predict_all(self, frames: np.ndarray, rows: range, todo: Sequence[int]) -> bool:

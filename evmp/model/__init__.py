@@ -30,6 +30,10 @@ class Model(Protocol):
     def device(self) -> str:
         """Where it runs: `cpu`, or `cuda:0` and so on."""
 
+    @property
+    def takes_batches(self) -> bool:
+        """Whether it works on the rows of a call together, not on one after the other."""
+
     def warm_up(self) -> Outputs:
         """Run on black images until the first real batch will not be slower than the next.
 

@@ -81,6 +81,7 @@ class CpuNetwork:
     """A network on the CPU, one image at a time, in float32 whatever the package's precision."""
 
     device = "cpu"
+    takes_batches = False
 
     def __init__(self, module: Any, package: ModelPackage, finish: Finish) -> None:
         self._size = package.input.height, package.input.width
@@ -105,6 +106,8 @@ class CpuNetwork:
 
 class BatchNetwork:
     """A network that takes whole batches, on a GPU, in the package's precision."""
+
+    takes_batches = True
 
     def __init__(
         self,
