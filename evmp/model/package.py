@@ -64,7 +64,10 @@ class ModelPackage:
             )
         names = (*(BACKGROUND for _ in range(offset)), *self.labels)
         count = Counter(names)
-        return tuple(f"{x} ({n})" if count[x] > 1 else x for n, x in enumerate(names))
+        while max(count.values()) > 1:
+            names = tuple(f"{x} ({n})" if count[x] > 1 else x for n, x in enumerate(names))
+            count = Counter(names)
+        return names
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what must not change between the runs of one job, by content and not by name.
