@@ -177,7 +177,7 @@ class Job(BaseModel):
     )
     preprocess_thread_num: Integer = _speed(4, "decoder processes of a worker", ge=1, le=1024)
     predict_thread_num: Integer = _speed(
-        2, "predictor processes of a worker on CPUs, batches in flight on a GPU", ge=1, le=1024
+        2, "predictor processes of a worker on CPUs; a GPU has one process", ge=1, le=1024
     )
     torch_threads: Integer = _speed(
         1,
