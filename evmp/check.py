@@ -1,7 +1,7 @@
 """`--check`: everything that a job needs, opened for once, and one batch predicted.
 
-Nothing is written but a probe file in the staging place. What is loaded here is loaded in a process
-of its own, by the very code that the stages run.
+Nothing is written. What is loaded here is loaded in a process of its own, by the very code that the
+stages run.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ def check_job(plan: Plan) -> str:
     Raises:
         EvmpError: the job could not start.
     """
-    had_staging = plan.target.staging.exists()
-    plan.target.prepare()
-    if not had_staging:
-        plan.target.ledger.remove()
+    plan.target.check_writable()
     first = call_in_child(partial(_first_batch, plan))
     return "\n".join([*_describe(plan), f"first row    {first}"])
 
@@ -68,5 +65,5 @@ def _describe(plan: Plan) -> list[str]:
         f"batches      {layout.batch_rows} rows; {layout.n_pixel_batches} in the pixel ring, "
         f"{job.queue_size} rows in flight",
         f"memory       {layout.memory_bytes * job.num_worker >> 20} MiB shared, of "
-        f"{machine.memory_bytes() >> 20} MiB free",
+        f"{(job.memory_limit_bytes or machine.memory_bytes()) >> 20} MiB free",
     ]

@@ -94,14 +94,27 @@ class Target:
                 "replace it: move it away or name another output"
             )
 
+    def check_writable(self) -> None:
+        """Look whether the result could be written, and write nothing.
+
+        Raises:
+            SinkError: when it could not.
+        """
+        if self.path.is_dir() and not self._is_table:
+            raise SinkError(f"output {self.path} is a directory, expected the name of a file")
+        place = next(p for p in self.path.parents if p.exists())
+        is_open = os.access(place, os.W_OK | os.X_OK)
+        if not place.is_dir() or not is_open:
+            reason = "Permission denied" if place.is_dir() else "Not a directory"
+            raise SinkError(f"output {self.path} cannot be written: {reason}: {place}")
+
     def prepare(self) -> None:
         """Make sure that the result can be written, before hours of work.
 
         Raises:
             SinkError: when it cannot.
         """
-        if self.path.is_dir() and not self._is_table:
-            raise SinkError(f"output {self.path} is a directory, expected the name of a file")
+        self.check_writable()
         self._made = [p for p in (*self.path.parents, self.staging) if not p.exists()]
         try:
             self.staging.mkdir(parents=True, exist_ok=True)
