@@ -32,6 +32,7 @@ from evmp.setting import (
     nearest,
     raise_clashes,
     schema_of,
+    show,
     trait_of,
 )
 from evmp.value import (
@@ -292,7 +293,11 @@ def _override(document: Document, overrides: Sequence[str]) -> Document:
         elif not is_utf8(text):
             problems.append(Problem("not UTF-8", name, "-D"))
         else:
-            values[name] = _override_value(name, text)
+            try:
+                values[name] = _override_value(name, text)
+            except ConfigError as error:
+                message = error.problems[0].message
+                problems.append(Problem(f"got {show(text)}, {message}", name, "-D"))
     names = {override.partition("=")[0] for override in overrides}
     return replace(document, values=values, problems=tuple(problems), overridden=frozenset(names))
 
@@ -305,5 +310,7 @@ def _override_value(name: str, text: str) -> Any:
     try:
         value = parse_value(text)
     except ConfigError:
+        if text[:1] in ("[", "{") and kind not in (int, float, bool):
+            raise
         return text
     return value if kind in (int, float, bool) or isinstance(value, (list, dict)) else text

@@ -459,7 +459,7 @@ def test_job_whose_every_row_failed_fails_always(job: JobFolder, make_table: Mak
     make_table(job.path / "in.parquet", ["!"] * 4)
     job.write(max_error_fraction=1.0)
 
-    assert "4 of 4 rows failed" in error_of(job, 1)
+    assert "all 4 rows failed" in error_of(job, 1)
 
 
 def test_hopeless_job_ends_early(

@@ -313,6 +313,7 @@ def test_an_override_replaces_a_wrong_value_and_the_last_one_counts(tmp_path: Pa
         ("batch_sise=8", "-Dbatch_sise: unknown key, did you mean batch_size?"),
         ("batch_size=0", "-Dbatch_size: got 0, expected an integer from 1 to 65536"),
         ("batch_size=[", '-Dbatch_size: got "[", expected an integer from 1 to 65536'),
+        ("reserved_columns=[id", '-Dreserved_columns: got "[id", not YAML: expected'),
         ("batch_size=", "-Dbatch_size: got nothing, expected an integer from 1 to 65536"),
         ("batch_size", "-Dbatch_size: expected -Dkey=value"),
         ("=8", "-D=8: expected -Dkey=value"),
