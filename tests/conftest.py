@@ -183,12 +183,12 @@ def tiny_model(make_tiny_model: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="session")
 def trouble_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`trouble_model("Deadly")`: a tiny model with one of the troubles of trouble.py."""
+    """`trouble_model("Slow", steps=300)`: a tiny model with one of the troubles of trouble.py."""
 
-    def trouble_model(name: str) -> Path:
+    def trouble_model(name: str, **options: Any) -> Path:
         import trouble
 
-        network = getattr(trouble, name)(tiny_network())
+        network = getattr(trouble, name)(tiny_network(), **options)
         return write_tiny_model(tmp_path_factory.mktemp(name), network=network)
 
     return trouble_model

@@ -146,6 +146,23 @@ def test_list_without_entries_gives_a_result_without_rows(job: JobFolder) -> Non
     assert job.do(input_table=None, input_oss_file="list.txt", reserved_columns=None) == []
 
 
+# --- the machine ----------------------------------------------------------------------------------
+
+
+def test_job_too_large_for_the_memory(job: JobFolder) -> None:
+    job.write(memory_limit_bytes=1 << 20, batch_size=64)
+
+    said = error_of(job, 2)
+
+    assert "of shared memory, but there are 1 MiB; lower batch_size (64), queue_size" in said
+
+
+def test_job_of_too_many_processes(job: JobFolder) -> None:
+    job.write(preprocess_thread_num=300)
+
+    assert "has too many processes, expected at most 250; raise num_worker" in error_of(job, 2)
+
+
 # --- the model ------------------------------------------------------------------------------------
 
 

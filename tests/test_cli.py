@@ -158,11 +158,11 @@ def long_job(
     job: JobFolder,
     make_table: Callable[..., Path],
     photo_file: Callable[..., bytes],
-    trouble_model: Callable[[str], Path],
+    trouble_model: Callable[..., Path],
 ) -> JobFolder:
     """A job of some seconds."""
     make_table(job.path / "in.parquet", [photo_file("coffee", size=(60, 40))] * 300)
-    job.write(model_path=str(trouble_model("Slow")), block_rows=20)
+    job.write(model_path=str(trouble_model("Slow", steps=1000)), block_rows=20)
     return job
 
 

@@ -74,14 +74,7 @@ def test_every_row_has_its_own_result_in_order(
     assert list(first) == ["class", "class_name", "class_probs"]
     assert list(first["class_probs"]) == TINY_LABELS
     assert first["class_name"] == TINY_LABELS[first["class"]]
-
-
-def test_run_leaves_its_result_and_a_record_and_nothing_else(
-    job: JobFolder, make_table: MakeTable, pngs: list[bytes]
-) -> None:
-    make_table(job.path / "in.parquet", pngs)
-    job.do(num_worker=2)
-
+    # A record is left beside it, and nothing else.
     names = sorted(path.name for path in job.path.iterdir())
     assert names == ["in.parquet", "job.yaml", "out.jsonl", "out.jsonl.evmp.json"]
     record = json.loads((job.path / "out.jsonl.evmp.json").read_bytes())
@@ -118,10 +111,7 @@ def test_table_keeps_reserved_columns_with_their_types(
     }
     make_table(job.path / "in.parquet", pngs, **columns)
     rows = job.do(
-        output_oss_file=None,
-        output_table="out",
-        reserved_columns="id, score, tags, taken",
-        num_worker=2,
+        output_oss_file=None, output_table="out", reserved_columns="id, score, tags, taken"
     )
 
     table = pq.ParquetDataset(job.path / "out").read()
@@ -145,7 +135,7 @@ def test_hive_partitions_in_and_out(
         reserved_columns="id, pt",
         output_oss_file=None,
         output_table="out/day=1/hour=2",
-        num_worker=3,
+        num_worker=2,
     )
 
     assert [row["pt"] for row in rows] == ["a"] * 20 + ["b"] * 20 + ["c"] * 20
@@ -234,7 +224,7 @@ def test_table_of_paths(job: JobFolder, make_table: MakeTable) -> None:
 # --- the same bytes, whatever the machinery -------------------------------------------------------
 
 SHAPES = list(itertools.product([1, 3], [1, 4], [1, 7, 64]))  # workers, decoders, batch size
-QUICK_SHAPES = [(1, 1, 1), (1, 4, 64), (3, 1, 64), (3, 4, 7), (3, 4, 1), (1, 1, 7)]
+QUICK_SHAPES = [(1, 1, 1), (1, 4, 64), (3, 1, 64), (3, 4, 7)]
 
 
 def mixed_table(path: Path, pngs: list[bytes], make_table: MakeTable) -> int:
@@ -309,7 +299,7 @@ def test_workers_decoders_and_batches_change_no_byte_of_a_table(
 
 
 def test_batch_that_raises_costs_only_its_bad_row(
-    job: JobFolder, make_table: MakeTable, pngs: list[bytes], trouble_model: Callable[[str], Path]
+    job: JobFolder, make_table: MakeTable, pngs: list[bytes], trouble_model: Callable[..., Path]
 ) -> None:
     white = png(np.full((32, 32, 3), 255, np.uint8), job.path / "white.png")
     images = [*pngs[:11], white, *pngs[11:22]]
@@ -323,7 +313,7 @@ def test_batch_that_raises_costs_only_its_bad_row(
 
 
 def test_row_that_kills_every_predictor_costs_only_itself(
-    job: JobFolder, make_table: MakeTable, pngs: list[bytes], trouble_model: Callable[[str], Path]
+    job: JobFolder, make_table: MakeTable, pngs: list[bytes], trouble_model: Callable[..., Path]
 ) -> None:
     white = png(np.full((32, 32, 3), 255, np.uint8), job.path / "white.png")
     images = [*pngs[:11], white, *pngs[11:22]]
