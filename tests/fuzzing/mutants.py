@@ -158,15 +158,20 @@ C: Final[dict[str, list[tuple[str, str]]]] = {
 }
 
 
-def build(name: str, folder: Path) -> Path:
-    """Build the C mutant `name` in `folder`. Returns an extension that has only the ring."""
+def mutate(name: str, folder: Path) -> Path:
+    """Write the ring.c of the C mutant `name` to `folder`."""
     text = (ROOT / "csrc" / "ring.c").read_text()
     for old, new in C[name]:
         assert text.count(old) == 1, f"ring.c has changed; the mutant {name!r} needs another place"
         text = text.replace(old, new)
-    mutant, extension = folder / "ring.c", folder / "mutant.so"
-    mutant.write_text(text)
-    sources = [mutant, ROOT / "tests" / "c" / "ring_module.c"]
+    (folder / "ring.c").write_text(text)
+    return folder / "ring.c"
+
+
+def build(name: str, folder: Path) -> Path:
+    """Build the C mutant `name` in `folder`. Returns an extension that has only the ring."""
+    extension = folder / "mutant.so"
+    sources = [mutate(name, folder), ROOT / "tests" / "c" / "ring_module.c"]
     sources += [ROOT / "csrc" / f"native_{part}.c" for part in ("ring", "process")]
     includes = [f"-I{ROOT / 'csrc'}", f"-I{sysconfig.get_paths()['include']}"]
     command: list[str | Path] = [
