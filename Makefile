@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The peers of the benchmarks are many and want other versions, so they have a venv of their own.
+BENCH := .cache/bench/venv
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # The build runs in .venv itself, so that setuptools is the pinned one, too.
@@ -23,9 +25,11 @@ test: $(VENV)/run $(VENV)/test
 soak: $(VENV)/run $(VENV)/test
 	OPENBLAS_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzzing.soak $(ARGS)
 
-## bench: run every benchmark
-bench: $(VENV)/run $(VENV)/test
-	set -e; for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS); done
+## bench: run every benchmark beside its peers; without ARGS, write bench/README.md from it
+bench: $(BENCH)/installed
+	set -e; for script in bench/bench_*.py; do echo "== $$script"; \
+	$(BENCH)/bin/python $$script --json out/bench/$$(basename $$script .py).json $(ARGS); done
+	$(if $(ARGS),,$(BENCH)/bin/python bench/report.py out/bench > bench/README.md)
 
 ## style: check lint and format
 style: $(VENV)/dev
@@ -67,4 +71,10 @@ $(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/run
 out/demo/.built: config/demo.py config/demo.txt | $(VENV)/run
 	rm -rf out/demo
 	$(BIN)/python config/demo.py build out/demo
+	@touch $@
+
+$(BENCH)/installed: bench/requirements.txt $(SOURCES) $(wildcard evmp/*.py evmp/*/*.py)
+	test -d $(BENCH) || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip -qq --disable-pip-version-check install -r bench/requirements.txt
+	$(BENCH)/bin/python -m pip -qq --disable-pip-version-check install --no-build-isolation .
 	@touch $@
