@@ -81,30 +81,21 @@ def test_summary_ends_with_what_happened(table_job: JobFolder) -> None:
     assert re.fullmatch(last, lines[6])
 
 
-def test_quiet_says_nothing_when_all_went_well(table_job: JobFolder) -> None:
-    done = table_job.run("--quiet")
+def test_quiet_job_with_overrides_says_nothing_when_all_went_well(table_job: JobFolder) -> None:
+    overrides = "-Dtop_k=3", "-Dtop_k=1", "-Doutput_oss_file=a b.jsonl", "-Dreserved_columns=image"
+
+    done = table_job.run(*overrides, "--quiet")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert len(table_job.rows()) == 40
-
-
-def test_override_counts_and_the_last_one_wins(table_job: JobFolder) -> None:
-    done = table_job.run(
-        "-Dtop_k=3", "-Dtop_k=1", "-D", "output_oss_file=other.jsonl", "-Dreserved_columns=id,image"
+    rows = table_job.rows("a b.jsonl")
+    assert len(rows) == 40
+    assert list(rows[1]) == ["image", "prediction_result"]
+    assert len(rows[1]["prediction_result"]["class_probs"]) == 1  # The last override wins.
+    again = table_job.run(*overrides)
+    assert again.stderr.endswith(
+        "evmp --config job.yaml -Dtop_k=3 -Dtop_k=1 '-Doutput_oss_file=a b.jsonl' "
+        "-Dreserved_columns=image --fresh does it again\n"
     )
-
-    assert done.returncode == 0, done.stderr
-    row = table_job.rows("other.jsonl")[1]
-    assert list(row) == ["id", "image", "prediction_result"]
-    assert len(row["prediction_result"]["class_probs"]) == 1
-
-
-def test_hint_to_resume_repeats_the_overrides(table_job: JobFolder) -> None:
-    table_job.run("-Dtop_k=1", "--quiet")
-
-    done = table_job.run("-Dtop_k=1")
-
-    assert done.stderr.endswith("evmp --config job.yaml -Dtop_k=1 --fresh does it again\n")
 
 
 def test_check_prints_the_plan_and_writes_nothing(table_job: JobFolder) -> None:

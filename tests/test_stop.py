@@ -328,28 +328,23 @@ def test_finished_job_that_keeps_its_staging_place_is_not_done_again(
     assert n_commits(slow_job) == N_ROWS // 8
 
 
-def test_fresh_replaces_a_result_in_one_step(slow_job: JobFolder, whole: Path) -> None:
+def test_fresh_forgets_what_was_done_and_replaces_a_result_in_one_step(
+    slow_job: JobFolder, whole: Path
+) -> None:
+    process = start_and_wait(slow_job)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=SECONDS)
     old = slow_job.path / "out.jsonl"
     old.write_text("old\n")
 
     process = slow_job.start("--fresh")
+    wait_for(process, lambda: n_commits(slow_job) == 0)
     wait_for(process, lambda: n_commits(slow_job) >= 2)
     assert old.read_text() == "old\n"
-    process.communicate(timeout=SECONDS)
+    _, errors = process.communicate(timeout=SECONDS)
 
     assert process.returncode == 0
-    check(slow_job, whole)
-
-
-def test_fresh_forgets_what_was_done(slow_job: JobFolder, whole: Path) -> None:
-    process = start_and_wait(slow_job)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=SECONDS)
-
-    done = slow_job.run("--fresh")
-
-    assert done.returncode == 0
-    assert "resuming" not in done.stderr
+    assert "resuming" not in errors
     check(slow_job, whole)
 
 
