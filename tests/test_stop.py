@@ -36,8 +36,8 @@ def whole(
     ]
     images[7] = "no Base64"
     make_table(folder / "in.parquet", images, row_group_size=16)
-    JobFolder(folder, trouble_model("Slow", steps=300), subprocess.run, subprocess.Popen).write(
-        input_table=str(folder / "in.parquet"), block_rows=8, batch_size=4
+    JobFolder(folder, trouble_model("Slow", steps=400), subprocess.run, subprocess.Popen).write(
+        input_table=str(folder / "in.parquet"), block_rows=8, batch_size=4, queue_size=32
     )
     subprocess.run(
         [*COMMAND, "--config", "job.yaml", "--quiet"],
@@ -192,7 +192,10 @@ def test_signal_to_one_worker_costs_nothing(slow_job: JobFolder, whole: Path) ->
 # --- kill -9 --------------------------------------------------------------------------------------
 
 
-def test_killed_processes_are_replaced(slow_job: JobFolder, whole: Path) -> None:
+def test_killed_processes_are_replaced(
+    slow_job: JobFolder, whole: Path, trouble_model: Callable[..., Path]
+) -> None:
+    rewrite(slow_job, model_path=str(trouble_model("Slow", steps=2000)))
     process = start_and_wait(slow_job)
     for name in ("reader", "decoder", "writer", "predict"):
         (victim, *_) = find(process, name)
@@ -376,9 +379,11 @@ def test_other_job_may_not_go_on_with_it(slow_job: JobFolder, whole: Path) -> No
 
 def test_second_run_at_the_same_time_is_refused(slow_job: JobFolder, whole: Path) -> None:
     first = start_and_wait(slow_job, commits=1)
+    first.send_signal(signal.SIGSTOP)  # so that it cannot have finished before the second is there
 
     second = slow_job.run()
 
+    first.send_signal(signal.SIGCONT)
     assert second.returncode == 3
     assert "another run works on this output: " in second.stderr
     assert f"process {first.pid}, since" in second.stderr
