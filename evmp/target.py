@@ -103,10 +103,15 @@ class Target:
         if self.path.is_dir() and not self._is_table:
             raise SinkError(f"output {self.path} is a directory, expected the name of a file")
         place = next(p for p in self.path.parents if p.exists())
-        is_open = os.access(place, os.W_OK | os.X_OK)
-        if not place.is_dir() or not is_open:
-            reason = "Permission denied" if place.is_dir() else "Not a directory"
-            raise SinkError(f"output {self.path} cannot be written: {reason}: {place}")
+        if not place.is_dir():
+            reason = "Not a directory"
+        elif os.statvfs(place).f_flag & os.ST_RDONLY:
+            reason = "Read-only file system"
+        elif not os.access(place, os.W_OK | os.X_OK):
+            reason = "Permission denied"
+        else:
+            return
+        raise SinkError(f"output {self.path} cannot be written: {reason}: {place}")
 
     def prepare(self) -> None:
         """Make sure that the result can be written, before hours of work.

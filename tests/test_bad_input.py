@@ -18,6 +18,8 @@ import yaml
 from conftest import write_tiny_model
 from jobfolder import JobFolder
 
+MS_RDONLY, MS_REMOUNT, MNT_DETACH = 1, 32, 2  # <sys/mount.h>
+
 MakeTable = Callable[..., Path]
 PhotoFile = Callable[..., bytes]
 
@@ -292,7 +294,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         reason = os.strerror(ctypes.get_errno())
         pytest.skip(f"A FULL DISK IS NOT TESTED: this user may not mount a small one ({reason})")
     yield folder
-    libc.umount2(bytes(folder), 2)
+    libc.umount2(bytes(folder), MNT_DETACH)
+
+
+def test_output_on_a_read_only_disk(table_job: JobFolder, small_disk: Path) -> None:
+    flags = MS_REMOUNT | MS_RDONLY
+    assert ctypes.CDLL(None).mount(b"tmpfs", bytes(small_disk), b"tmpfs", flags, b"size=1m") == 0
+    table_job.write(output_oss_file="disk/out.jsonl")
+
+    assert "disk/out.jsonl cannot be written: Read-only file system" in error_of(table_job, 3)
 
 
 def test_table_on_a_full_disk(
