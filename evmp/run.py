@@ -98,6 +98,7 @@ class Run:
         self._display, self._fresh = display, fresh
         self._started = time.monotonic()
         self._workers: list[int] = []
+        self._is_hopeless = False
 
     def finished(self) -> dict[str, Any] | None:
         """Return the record of the run that has done this job already, or None.
@@ -230,7 +231,9 @@ class Run:
 
         def tick() -> None:
             self._display.show(meter.read())
-            self._check_early(meter)
+            if asked == Leave.NOT and self._has_failed(meter):
+                self._is_hopeless = True
+                leave(Leave.DRAINED)
 
         def settle(place: int, cause: str) -> None:
             """What a dead worker had not committed is done, and counted, again."""
@@ -269,10 +272,10 @@ class Run:
         )
         return Post(seat=seats[0], run=process.run, settle=settle, is_group=True)
 
-    def _check_early(self, meter: Meter) -> None:
+    def _has_failed(self, meter: Meter) -> bool:
+        """Return whether so many rows have failed that the job need not go on."""
         rows, failed = meter.rows()
-        if rows >= EARLY_ROWS and failed > self._job.max_error_fraction * rows:
-            raise TooManyFailures(self._too_many(rows, failed))
+        return rows >= EARLY_ROWS and failed > self._job.max_error_fraction * rows
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -283,20 +286,23 @@ class Run:
             TooManyFailures: more rows failed than the job allows, or all of them.
         """
         limit = self._job.max_error_fraction * report.rows
-        if report.failed > limit or (report.rows and report.failed == report.rows):
+        all_failed = report.rows and report.failed == report.rows
+        if self._is_hopeless or report.failed > limit or all_failed:
             reasons = Reasons()
             reasons.merge([report.reasons])
             lines = "".join(f"\n  {line}" for line in reasons.in_words())
             raise TooManyFailures(self._too_many(report.rows, report.failed) + lines)
 
     def _too_many(self, rows: int, failed: int) -> str:
-        if failed == rows:
+        n_rows = self._plan.source.n_rows
+        if failed == n_rows:
             return (
                 f"all {rows} rows failed; nothing is published. Correct the cause, and start over "
                 "with --fresh"
             )
+        so_far = " so far" if rows < n_rows else ""
         return (
-            f"{failed} of {rows} rows failed, more than max_error_fraction "
+            f"{failed} of {rows} rows failed{so_far}, more than max_error_fraction "
             f"{self._job.max_error_fraction:g} allows; nothing is published. What was done is kept "
             f"in {self._target.staging}: to accept it, raise max_error_fraction and run again"
         )

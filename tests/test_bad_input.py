@@ -487,13 +487,16 @@ def test_job_whose_every_row_failed_fails_always(job: JobFolder, make_table: Mak
     assert "all 4 rows failed" in error_of(job, 1)
 
 
-def test_hopeless_job_ends_early(
+def test_hopeless_job_ends_early_and_says_why(
     job: JobFolder, make_table: MakeTable, photo_file: PhotoFile
 ) -> None:
     make_table(job.path / "in.parquet", [*["!"] * 1500, *[photo_file("china")] * 3000])
-    job.write(block_rows=100)
+    job.write()
 
     said = error_of(job, 1)
 
-    done = int(said.partition(" of ")[2].partition(" ")[0])
-    assert 1000 <= done < 4500
+    words = said.split()
+    n_failed, n_done = int(words[2]), int(words[4])
+    assert 1000 <= n_failed <= 1500 and n_done < 4500
+    assert f"{n_failed} of {n_done} rows failed so far, more than max_error_fraction" in said
+    assert f"{n_failed} x not Base64: bad Base64 character 0x21" in said
