@@ -2,18 +2,11 @@
  * evmp._native.Ring: ring.h for Python. It borrows the memory of a buffer,
  * keeps that buffer alive, and releases the GIL wherever it may wait.
  */
-#include "native.h"
-#include "ring.h"
-
-typedef struct {
-    PyObject_HEAD
-    Py_buffer memory;
-    ring_control *ring;
-} RingObject;
+#include "native_ring.h"
 
 /* --- arguments ----------------------------------------------------------- */
 
-static bool to_u64(PyObject *object, uint64_t limit, const char *name,
+bool native_to_u64(PyObject *object, uint64_t limit, const char *name,
                    uint64_t *value)
 {
     unsigned long long v = PyLong_AsUnsignedLongLong(object);
@@ -30,7 +23,7 @@ static bool to_u64(PyObject *object, uint64_t limit, const char *name,
 }
 
 /* Seconds as nanoseconds; at most an hour, so that no sum overflows. */
-static bool to_timeout(PyObject *object, int64_t *ns)
+bool native_to_timeout(PyObject *object, int64_t *ns)
 {
     double seconds = PyFloat_AsDouble(object);
     if (seconds == -1.0 && PyErr_Occurred()) {
@@ -45,7 +38,7 @@ static bool to_timeout(PyObject *object, int64_t *ns)
     return true;
 }
 
-static bool has_args(const char *name, Py_ssize_t found, Py_ssize_t expected)
+bool native_has_args(const char *name, Py_ssize_t found, Py_ssize_t expected)
 {
     if (found == expected) {
         return true;
@@ -58,19 +51,23 @@ static bool has_args(const char *name, Py_ssize_t found, Py_ssize_t expected)
 /* --- construction -------------------------------------------------------- */
 
 PyDoc_STRVAR(ring_doc,
-"Ring(memory)\n--\n\n"
-"A ring in `memory`, a writable buffer that Ring.format has laid out.\n\n"
+"Ring(memory, header)\n--\n\n"
+"A ring in `memory`, a writable buffer that Ring.format has laid out; the\n"
+"headers of rows come as `header`, a type of named tuple.\n\n"
 "Raises ValueError when the buffer holds no ring.");
 
 static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    PyObject *object;
+    PyObject *object, *header;
     if (kwargs != NULL && PyDict_GET_SIZE(kwargs) != 0) {
         PyErr_SetString(PyExc_TypeError, "Ring takes no keyword arguments");
         return NULL;
     }
-    if (!PyArg_ParseTuple(args, "O:Ring", &object)) {
+    if (!PyArg_ParseTuple(args, "OO!:Ring", &object, &PyType_Type, &header)) {
         return NULL;
+    }
+    if (!PyType_IsSubtype((PyTypeObject *)header, &PyTuple_Type)) {
+        return PyErr_Format(PyExc_TypeError, "%R is no type of tuple", header);
     }
     RingObject *self = (RingObject *)type->tp_alloc(type, 0);
     if (self == NULL) {
@@ -88,12 +85,19 @@ static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         Py_DECREF(self);
         return NULL;
     }
+    self->header = (PyTypeObject *)Py_NewRef(header);
+    self->view = PyMemoryView_FromObject(object);
+    if (self->view == NULL) {
+        Py_CLEAR(self);
+    }
     return (PyObject *)self;
 }
 
 static void ring_dealloc(RingObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
+    Py_XDECREF(self->view);
+    Py_XDECREF(self->header);
     if (self->memory.obj != NULL) {
         PyBuffer_Release(&self->memory);
     }
@@ -105,7 +109,7 @@ static bool to_geometry(PyObject *const *args, uint64_t geometry[3])
 {
     static const char *const names[] = {"n_slots", "n_rows", "row_bytes"};
     for (int i = 0; i < 3; i++) {
-        if (!to_u64(args[i], INT64_MAX, names[i], &geometry[i])) {
+        if (!native_to_u64(args[i], INT64_MAX, names[i], &geometry[i])) {
             return false;
         }
     }
@@ -121,7 +125,7 @@ static PyObject *ring_py_measure(PyObject *Py_UNUSED(type),
                                  PyObject *const *args, Py_ssize_t n_args)
 {
     uint64_t g[3];
-    if (!has_args("measure", n_args, 3) || !to_geometry(args, g)) {
+    if (!native_has_args("measure", n_args, 3) || !to_geometry(args, g)) {
         return NULL;
     }
     size_t size = ring_measure(g[0], g[1], g[2]);
@@ -146,7 +150,7 @@ static PyObject *ring_py_format(PyObject *Py_UNUSED(type),
     uint64_t g[3];
     Py_buffer memory;
     PyObject *result = NULL;
-    if (!has_args("format", n_args, 4) || !to_geometry(args + 1, g) ||
+    if (!native_has_args("format", n_args, 4) || !to_geometry(args + 1, g) ||
         PyObject_GetBuffer(args[0], &memory, PyBUF_WRITABLE) < 0) {
         return NULL;
     }
@@ -164,71 +168,6 @@ static PyObject *ring_py_format(PyObject *Py_UNUSED(type),
     return result;
 }
 
-/* --- rows ---------------------------------------------------------------- */
-
-PyDoc_STRVAR(is_open_doc,
-"is_open(n, /)\n--\n\nReturn whether the place of row n is free for it.");
-
-static PyObject *ring_py_is_open(RingObject *self, PyObject *arg)
-{
-    uint64_t n;
-    return to_u64(arg, INT64_MAX, "row", &n)
-               ? PyBool_FromLong(ring_is_open(self->ring, n))
-               : NULL;
-}
-
-PyDoc_STRVAR(is_done_doc,
-"is_done(n, /)\n--\n\nReturn whether row n is committed, or already released.");
-
-static PyObject *ring_py_is_done(RingObject *self, PyObject *arg)
-{
-    uint64_t n;
-    return to_u64(arg, INT64_MAX, "row", &n)
-               ? PyBool_FromLong(ring_is_done(self->ring, n))
-               : NULL;
-}
-
-PyDoc_STRVAR(wait_open_doc,
-"wait_open(n, timeout, /)\n--\n\n"
-"Wait up to `timeout` seconds for is_open(n).\n\n"
-"Returns 0, TIMEOUT or STOPPED.");
-
-static PyObject *ring_py_wait_open(RingObject *self, PyObject *const *args,
-                                   Py_ssize_t n_args)
-{
-    uint64_t n;
-    int64_t timeout;
-    int answer;
-    if (!has_args("wait_open", n_args, 2) ||
-        !to_u64(args[0], INT64_MAX, "row", &n) ||
-        !to_timeout(args[1], &timeout)) {
-        return NULL;
-    }
-    Py_BEGIN_ALLOW_THREADS
-    answer = ring_wait_open(self->ring, n, timeout);
-    Py_END_ALLOW_THREADS
-    return PyLong_FromLong(answer);
-}
-
-PyDoc_STRVAR(commit_doc,
-"commit(n, /)\n--\n\n"
-"Publish row n, whose header and payload are written. Idempotent.\n\n"
-"Raises RuntimeError when row n has no place in the ring now.");
-
-static PyObject *ring_py_commit(RingObject *self, PyObject *arg)
-{
-    uint64_t n;
-    if (!to_u64(arg, INT64_MAX, "row", &n)) {
-        return NULL;
-    }
-    if (!ring_commit(self->ring, n)) {
-        PyErr_Format(PyExc_RuntimeError, "row %llu has no place in the ring",
-                     (unsigned long long)n);
-        return NULL;
-    }
-    Py_RETURN_NONE;
-}
-
 /* --- batches ------------------------------------------------------------- */
 
 PyDoc_STRVAR(claim_doc,
@@ -243,10 +182,10 @@ static PyObject *ring_py_claim(RingObject *self, PyObject *const *args,
     uint64_t seat;
     int64_t timeout, answer;
     int ordered;
-    if (!has_args("claim", n_args, 3) ||
-        !to_u64(args[0], RING_MAX_SEAT, "seat", &seat) ||
+    if (!native_has_args("claim", n_args, 3) ||
+        !native_to_u64(args[0], RING_MAX_SEAT, "seat", &seat) ||
         (ordered = PyObject_IsTrue(args[1])) < 0 ||
-        !to_timeout(args[2], &timeout)) {
+        !native_to_timeout(args[2], &timeout)) {
         return NULL;
     }
     Py_BEGIN_ALLOW_THREADS
@@ -271,9 +210,9 @@ static PyObject *ring_py_release(RingObject *self, PyObject *const *args,
                                  Py_ssize_t n_args)
 {
     uint64_t seq, seat;
-    if (!has_args("release", n_args, 2) ||
-        !to_u64(args[0], INT64_MAX, "batch", &seq) ||
-        !to_u64(args[1], RING_MAX_SEAT, "seat", &seat)) {
+    if (!native_has_args("release", n_args, 2) ||
+        !native_to_u64(args[0], INT64_MAX, "batch", &seq) ||
+        !native_to_u64(args[1], RING_MAX_SEAT, "seat", &seat)) {
         return NULL;
     }
     if (!ring_release(self->ring, seq, (uint8_t)seat)) {
@@ -291,10 +230,10 @@ static PyObject *ring_py_reopen(RingObject *self, PyObject *const *args,
                                 Py_ssize_t n_args)
 {
     uint64_t seq, seat, attempt;
-    if (!has_args("reopen", n_args, 3) ||
-        !to_u64(args[0], INT64_MAX, "batch", &seq) ||
-        !to_u64(args[1], RING_MAX_SEAT, "seat", &seat) ||
-        !to_u64(args[2], RING_MAX_ATTEMPT, "attempt", &attempt)) {
+    if (!native_has_args("reopen", n_args, 3) ||
+        !native_to_u64(args[0], INT64_MAX, "batch", &seq) ||
+        !native_to_u64(args[1], RING_MAX_SEAT, "seat", &seat) ||
+        !native_to_u64(args[2], RING_MAX_ATTEMPT, "attempt", &attempt)) {
         return NULL;
     }
     if (!ring_reopen(self->ring, seq, (uint8_t)seat, (uint8_t)attempt)) {
@@ -310,7 +249,7 @@ PyDoc_STRVAR(peek_doc,
 static PyObject *ring_py_peek(RingObject *self, PyObject *arg)
 {
     uint64_t seq;
-    if (!to_u64(arg, INT64_MAX, "batch", &seq)) {
+    if (!native_to_u64(arg, INT64_MAX, "batch", &seq)) {
         return NULL;
     }
     ring_word w = ring_peek(self->ring, seq);
@@ -326,7 +265,7 @@ PyDoc_STRVAR(close_doc,
 static PyObject *ring_py_close(RingObject *self, PyObject *arg)
 {
     uint64_t end;
-    if (!to_u64(arg, INT64_MAX, "end", &end)) {
+    if (!native_to_u64(arg, INT64_MAX, "end", &end)) {
         return NULL;
     }
     if (end % self->ring->n_rows != 0) {
@@ -361,11 +300,6 @@ static PyMethodDef ring_methods[] = {
      METH_FASTCALL | METH_STATIC, measure_doc},
     {"format", (PyCFunction)(void (*)(void))ring_py_format,
      METH_FASTCALL | METH_STATIC, format_doc},
-    {"is_open", (PyCFunction)ring_py_is_open, METH_O, is_open_doc},
-    {"is_done", (PyCFunction)ring_py_is_done, METH_O, is_done_doc},
-    {"wait_open", (PyCFunction)(void (*)(void))ring_py_wait_open,
-     METH_FASTCALL, wait_open_doc},
-    {"commit", (PyCFunction)ring_py_commit, METH_O, commit_doc},
     {"claim", (PyCFunction)(void (*)(void))ring_py_claim, METH_FASTCALL,
      claim_doc},
     {"release", (PyCFunction)(void (*)(void))ring_py_release, METH_FASTCALL,
@@ -410,8 +344,9 @@ static PyGetSetDef ring_getset[] = {
     FIELD(n_slots, "Batches that fit at once."),
     FIELD(n_rows, "Rows of a batch."),
     FIELD(row_bytes, "Bytes of payload a row has room for."),
-    FIELD(headers, "Offset of the row headers, 64 bytes each."),
-    FIELD(payload, "Offset of the payload, a multiple of 4096."),
+    {"payload_start", (getter)get_field, NULL,
+     "Offset of the payload, a multiple of 4096.",
+     (void *)offsetof(ring_control, payload)},
     {"cursor", (getter)get_cursor, NULL, "The lowest unreleased batch.", NULL},
     {"backlog", (getter)get_backlog, NULL,
      "Complete or claimed batches, approximately.", NULL},
@@ -435,15 +370,29 @@ static PyType_Spec ring_spec = {
     .slots = ring_slots,
 };
 
+/* Adds the methods that another file holds to the type. */
+static int add_methods(PyTypeObject *type, PyMethodDef *methods)
+{
+    int failed = 0;
+    for (PyMethodDef *m = methods; !failed && m->ml_name != NULL; m++) {
+        PyObject *method = PyDescr_NewMethod(type, m);
+        failed = method == NULL || PyObject_SetAttrString((PyObject *)type,
+                                                          m->ml_name, method);
+        Py_XDECREF(method);
+    }
+    return failed ? -1 : 0;
+}
+
 int native_add_ring(PyObject *module)
 {
     PyObject *type = PyType_FromModuleAndSpec(module, &ring_spec, NULL);
     if (type == NULL) {
         return -1;
     }
-    int failed = PyModule_AddType(module, (PyTypeObject *)type);
+    int failed = add_methods((PyTypeObject *)type, native_row_methods);
+    failed = failed || PyModule_AddType(module, (PyTypeObject *)type);
     Py_DECREF(type);
-    return failed < 0 ||
+    return failed ||
                    PyModule_AddIntConstant(module, "TIMEOUT", RING_TIMEOUT) ||
                    PyModule_AddIntConstant(module, "DRAINED", RING_DRAINED) ||
                    PyModule_AddIntConstant(module, "STOPPED", RING_STOPPED)

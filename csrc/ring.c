@@ -78,7 +78,7 @@ size_t ring_measure(uint64_t n_slots, uint64_t n_rows, uint64_t row_bytes)
         return 0;
     }
     size_t head = sizeof(ring_control) + n_slots * slot_size(n_rows) +
-                  rows * RING_HEADER_BYTES;
+                  rows * sizeof(ring_row);
     return round_up(head, RING_PAGE) + round_up(payload, RING_PAGE);
 }
 
@@ -97,7 +97,7 @@ void ring_format(ring_control *ring, uint64_t n_slots, uint64_t n_rows,
     ring->slot_bytes = slot_size(n_rows);
     ring->headers = sizeof *ring + n_slots * ring->slot_bytes;
     ring->payload = round_up(
-        ring->headers + n_slots * n_rows * RING_HEADER_BYTES, RING_PAGE);
+        ring->headers + n_slots * n_rows * sizeof(ring_row), RING_PAGE);
     ring->total = ring_measure(n_slots, n_rows, row_bytes);
     for (uint64_t s = 0; s < n_slots; s++) {
         atomic_store(&slot_of(ring, s)->word, pack(s, 0, 0, RING_OPEN));
@@ -113,6 +113,29 @@ bool ring_is_valid(const ring_control *ring, size_t size)
 }
 
 /* --- rows and their bits ------------------------------------------------- */
+
+static uint64_t place_of(const ring_control *ring, uint64_t n)
+{
+    return n % (ring->n_slots * ring->n_rows);
+}
+
+ring_row *ring_header(const ring_control *ring, uint64_t n)
+{
+    uintptr_t headers = (uintptr_t)ring + ring->headers;
+    return (ring_row *)headers + place_of(ring, n);
+}
+
+unsigned char *ring_payload(const ring_control *ring, uint64_t n)
+{
+    uintptr_t payload = (uintptr_t)ring + ring->payload;
+    return (unsigned char *)payload + place_of(ring, n) * ring->row_bytes;
+}
+
+uint64_t ring_room(const ring_control *ring, uint64_t n)
+{
+    uint64_t note = ring_header(ring, n)->note_length;
+    return note < ring->row_bytes ? ring->row_bytes - note : 0;
+}
 
 static bool is_even_lap(const ring_control *ring, uint64_t seq)
 {
@@ -259,6 +282,21 @@ bool ring_commit(ring_control *ring, uint64_t n)
         bell_ring(&ring->filled);
     }
     return true;
+}
+
+bool ring_put(ring_control *ring, uint64_t n, const ring_row *header,
+              const void *data)
+{
+    uint64_t room = ring_room(ring, n);
+    if (!ring_is_open(ring, n) || header->length > room) {
+        return false;
+    }
+    unsigned char *behind_note = ring_payload(ring, n) + ring->row_bytes - room;
+    step();
+    memcpy(behind_note, data, header->length);
+    step();
+    memcpy(ring_header(ring, n), header, offsetof(ring_row, note_length));
+    return ring_commit(ring, n);
 }
 
 uint64_t ring_cursor(ring_control *ring)

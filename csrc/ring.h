@@ -12,8 +12,11 @@
  *
  *     offset 0   control      geometry | cursor, end, stopped | filled | freed
  *                slots        n_slots x { word | done bits }       64 B lines
- *                headers      n_slots x n_rows x 64 B     opaque to this file
+ *                headers      n_slots x n_rows x ring_row          64 B lines
  *     page       payload      n_slots x n_rows x row_bytes           sparse
+ *
+ * The payload of a row is its note, which the first stage leaves, and behind
+ * it the data.
  *
  * All authority over a batch is in one 64-bit word per slot:
  *
@@ -48,7 +51,6 @@
 #include <stdint.h>
 
 #define RING_LINE 64
-#define RING_HEADER_BYTES 64
 #define RING_MAX_SEAT 255
 #define RING_MAX_ATTEMPT 255
 #define RING_NAP_NS 20000000LL /* the longest sleep without a fresh look */
@@ -88,6 +90,13 @@ typedef struct ring_word {
     uint8_t seat, attempt, phase;
 } ring_word;
 
+/* The header of a row. What it means is told in evmp/ring.py. */
+typedef struct ring_row {
+    _Alignas(RING_LINE) uint64_t row, next, length;
+    uint32_t mark, kind, height, width;
+    uint64_t note_length;
+} ring_row;
+
 /*
  * Bytes that a ring of this geometry takes. Returns 0 where the geometry is
  * impossible: a zero, or a size that overflows.
@@ -104,6 +113,10 @@ void ring_format(ring_control *ring, uint64_t n_slots, uint64_t n_rows,
 /* Whether `memory` of `size` bytes holds a ring laid out by ring_format. */
 bool ring_is_valid(const ring_control *ring, size_t size);
 
+/* The header and the payload of row n, of row_bytes. */
+ring_row *ring_header(const ring_control *ring, uint64_t n);
+unsigned char *ring_payload(const ring_control *ring, uint64_t n);
+
 /* Producer: whether the place of row n is free for it. */
 bool ring_is_open(const ring_control *ring, uint64_t n);
 
@@ -118,6 +131,17 @@ bool ring_is_done(const ring_control *ring, uint64_t n);
  * repeated. Returns false, and changes nothing, where row n has no place now.
  */
 bool ring_commit(ring_control *ring, uint64_t n);
+
+/*
+ * Producer: writes header->length bytes of data behind the note of row n, and
+ * its header but for the note's length, and commits it. Returns false, and
+ * writes nothing, where row n has no place now, or no room for the data.
+ */
+bool ring_put(ring_control *ring, uint64_t n, const ring_row *header,
+              const void *data);
+
+/* Bytes of data that fit behind the note of row n. */
+uint64_t ring_room(const ring_control *ring, uint64_t n);
 
 /*
  * Consumer: takes the oldest complete batch for `seat`; with `ordered` only

@@ -1,6 +1,6 @@
 """The C kernels. Buffers are C-contiguous; the GIL is released while a kernel runs."""
 
-from typing import Any, Final, Literal, TypeAlias, final
+from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, final
 
 from numpy.typing import NDArray
 from typing_extensions import Buffer
@@ -108,15 +108,19 @@ TIMEOUT: Final[int]
 DRAINED: Final[int]
 STOPPED: Final[int]
 
+_Header = TypeVar("_Header", bound=tuple[int, ...])
+
 @final
-class Ring:
-    """One hop of the pipeline in shared memory; the protocol is told in csrc/ring.h."""
+class Ring(Generic[_Header]):
+    """One hop of the pipeline in shared memory; the protocol is told in csrc/ring.h.
+
+    Views are of the ring's memory: what they show is the row's until its release.
+    """
 
     n_slots: Final[int]
     n_rows: Final[int]
     row_bytes: Final[int]
-    headers: Final[int]
-    payload: Final[int]
+    payload_start: Final[int]
 
     @property
     def cursor(self) -> int:
@@ -130,7 +134,7 @@ class Ring:
     def end(self) -> int | None:
         """Rows in all, or None until closed."""
 
-    def __new__(cls, memory: _AnyBuffer, /) -> Ring: ...
+    def __new__(cls, memory: _AnyBuffer, header: type[_Header], /) -> Ring[_Header]: ...
     @staticmethod
     def measure(n_slots: int, n_rows: int, row_bytes: int, /) -> int:
         """Return the bytes of memory that such a ring takes."""
@@ -149,7 +153,43 @@ class Ring:
         """Wait up to `timeout` seconds for is_open(n). Returns 0, TIMEOUT or STOPPED."""
 
     def commit(self, n: int, /) -> None:
-        """Publish row n, whose header and payload are written. Idempotent."""
+        """Publish row n, whose header and payload are written. Idempotent.
+
+        Raises:
+            RuntimeError: row n has no place in the ring now.
+        """
+
+    def header(self, n: int, /) -> _Header:
+        """Return the header of row n."""
+
+    def set_header(self, n: int, header: _Header, /) -> None:
+        """Write the header of row n; its note stays."""
+
+    def payload(self, n: int, /) -> memoryview:
+        """Return the payload of row n: row_bytes writable bytes."""
+
+    def note(self, n: int, /) -> memoryview:
+        """Return what set_note has left for row n."""
+
+    def set_note(self, n: int, note: _AnyBuffer, /) -> None:
+        """Leave `note`, at most row_bytes long, at the start of the payload of row n."""
+
+    def data(self, n: int, /) -> memoryview:
+        """Return the data of row n, without the note."""
+
+    def room(self, n: int, /) -> int:
+        """Return how many bytes of data row n has room for."""
+
+    def used(self, n: int, /) -> int:
+        """Return how many bytes the note and the data of row n take."""
+
+    def put(self, n: int, header: _Header, data: _AnyBuffer, /) -> None:
+        """Write and commit row n: its header, with the length of `data`, and them after the note.
+
+        Raises:
+            RuntimeError: row n has no place in the ring now.
+            ValueError: the data have no room.
+        """
 
     def claim(self, seat: int, ordered: bool, timeout: float, /) -> int:
         """Take the oldest complete batch, with `ordered` only the oldest of all.

@@ -130,13 +130,8 @@ class Reader:
         mark = Mark.DATA
         if not self._results.is_done(n):
             mark = self._leave_note(n, row, payload)
-        header = Header(row.index, row.index + 1, len(payload), mark, row.kind)
-        if mark == Mark.DATA:
-            self._payload.payload(n)[: len(payload)] = payload
-        else:
-            header = header._replace(length=0)
-        self._payload.set_header(n, header)
-        self._payload.commit(n)
+        header = Header(row.index, row.index + 1, mark=mark, kind=row.kind)
+        self._payload.put(n, header, payload if mark == Mark.DATA else b"")
         self._seat.add(Counter.ROWS, 1)
         self._seat.add(Counter.BYTES, len(payload))
 

@@ -2,7 +2,7 @@
 
 A ring is an anonymous memory file, mapped before the fork, that rows pass through in batches. The
 protocol (who may write what, and why any process may die at any instruction) is told once, in
-csrc/ring.h; this module adds the row headers, views of the payload, and the recovery.
+csrc/ring.h; this module adds what the header of a row means, and the recovery.
 
 Where a row lives follows from its sequence number n, which counts the rows that the reader has
 published in this worker. It is not the row's number in the input, which its header holds.
@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from enum import IntEnum
@@ -29,10 +28,6 @@ from evmp import _native
 PAGE_BYTES: Final = mmap.PAGESIZE
 MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; the mmap module has no name for it
 MAX_ATTEMPTS: Final = 3  # a row that kills its process so often becomes an error row
-
-_HEADER: Final = struct.Struct("<QQQIIII")
-_NOTE: Final = struct.Struct("<Q")
-_HEADER_BYTES: Final = 64
 
 
 class Mark(IntEnum):
@@ -94,34 +89,25 @@ class Ring:
         finally:
             os.close(fd)
         _native.Ring.format(self._map, n_slots, n_rows, row_bytes)
-        self._ring = ring = _native.Ring(self._map)
+        self._ring = ring = _native.Ring(self._map, Header)
         self._view = memoryview(self._map)
         self.name = name
         self.n_slots, self.n_rows, self.row_bytes = n_slots, n_rows, row_bytes
-        self._headers, self._payload = ring.headers, ring.payload
+        self._payload: int = ring.payload_start
         self._n_places = n_slots * n_rows
+        # A row passes several of these, so nothing stands between them and their callers.
         self.is_open, self.is_done, self.commit = ring.is_open, ring.is_done, ring.commit
+        self.header, self.set_header, self.put = ring.header, ring.set_header, ring.put
+        self.payload, self.data, self.room = ring.payload, ring.data, ring.room
+        self.note, self.set_note = ring.note, ring.set_note
         self.peek, self.reopen, self.close = ring.peek, ring.reopen, ring.close
         self.stop, self.wake = ring.stop, ring.wake
 
     # --- rows ---------------------------------------------------------------------------------
 
-    def header(self, n: int) -> Header:
-        """Return the header of row n."""
-        return Header._make(_HEADER.unpack_from(self._map, self._header_at(n)))
-
-    def set_header(self, n: int, header: Header) -> None:
-        """Write the header of row n; its note stays."""
-        _HEADER.pack_into(self._map, self._header_at(n), *header)
-
-    def payload(self, n: int) -> memoryview:
-        """Return the payload of row n: row_bytes writable bytes, valid until its release."""
-        start = self._payload_at(n)
-        return self._view[start : start + self.row_bytes]
-
     def batch(self, seq: int) -> memoryview:
         """Return the payload of batch `seq`: n_rows * row_bytes contiguous writable bytes."""
-        start = self._payload_at(seq * self.n_rows)
+        start = self._start_of(seq * self.n_rows)
         return self._view[start : start + self.n_rows * self.row_bytes]
 
     def rows(self, seq: int) -> range:
@@ -133,32 +119,6 @@ class Ring:
         if not self.is_done(n):
             self.set_header(n, Header(row=row, mark=Mark.EMPTY))
             self.commit(n)
-
-    def note(self, n: int) -> memoryview:
-        """Return what set_note has left for row n."""
-        (length,) = _NOTE.unpack_from(self._map, self._header_at(n) + _HEADER.size)
-        return self.payload(n)[:length]
-
-    def set_note(self, n: int, note: bytes) -> None:
-        """Leave `note`, at most row_bytes long, at the start of the payload of row n."""
-        self.payload(n)[: len(note)] = note
-        _NOTE.pack_into(self._map, self._header_at(n) + _HEADER.size, len(note))
-
-    def put(self, n: int, header: Header, data: bytes) -> None:
-        """Write and commit row n: its header, and `data` behind the note."""
-        start = len(self.note(n))
-        self.payload(n)[start : start + len(data)] = data
-        self.set_header(n, header._replace(length=len(data)))
-        self.commit(n)
-
-    def data(self, n: int) -> memoryview:
-        """Return the data of row n, without the note, valid until its release."""
-        start = len(self.note(n))
-        return self.payload(n)[start : start + self.header(n).length]
-
-    def room(self, n: int) -> int:
-        """Return how many bytes of data row n has room for."""
-        return self.row_bytes - len(self.note(n))
 
     # --- batches ------------------------------------------------------------------------------
 
@@ -203,15 +163,13 @@ class Ring:
         """
         if keep_bytes:
             for n in self.rows(seq):
-                self._trim(n, keep_bytes)
+                if self._ring.used(n) > keep_bytes:
+                    self._trim(n, keep_bytes)
         self._ring.release(seq, seat)
 
     def _trim(self, n: int, keep_bytes: int) -> None:
-        length = len(self.note(n)) + self.header(n).length
-        if length <= keep_bytes:
-            return
-        start = -(-(self._payload_at(n) + keep_bytes) // PAGE_BYTES) * PAGE_BYTES
-        stop = (self._payload_at(n) + length) // PAGE_BYTES * PAGE_BYTES
+        start = -(-(self._start_of(n) + keep_bytes) // PAGE_BYTES) * PAGE_BYTES
+        stop = (self._start_of(n) + self._ring.used(n)) // PAGE_BYTES * PAGE_BYTES
         if stop > start:
             # Whoever dies between here and the release leaves a row that nobody may read again.
             self.set_header(n, self.header(n)._replace(mark=Mark.EMPTY))
@@ -295,11 +253,6 @@ class Ring:
             if (word := self.peek(seq))[0] == seq and word[1] == seat and word[3]
         ]
 
-    def _place(self, n: int) -> int:
-        return n % self._n_places
-
-    def _header_at(self, n: int) -> int:
-        return self._headers + self._place(n) * _HEADER_BYTES
-
-    def _payload_at(self, n: int) -> int:
-        return self._payload + self._place(n) * self.row_bytes
+    def _start_of(self, n: int) -> int:
+        """Return where the payload of row n starts in the ring's memory."""
+        return self._payload + n % self._n_places * self.row_bytes

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,45 @@ def test_note_and_data_share_the_payload() -> None:
     assert ring.room(0) == 13
 
 
+def test_data_that_do_not_fit_are_refused() -> None:
+    ring = Ring("test", 2, 1, 16)
+    ring.set_note(0, b"key")
+    ring.put(0, Header(row=0), bytes(13))
+    ring.set_note(1, b"key")
+
+    with pytest.raises(ValueError, match="data of 14 bytes do not fit the 13 behind the note"):
+        ring.put(1, Header(row=1), bytes(14))
+    with pytest.raises(ValueError, match="note of 17 bytes does not fit the 16 of a row"):
+        ring.set_note(1, bytes(17))
+
+    assert not ring.is_done(1)
+
+
+def test_row_without_a_place_is_not_written() -> None:
+    ring = Ring("test", 2, 1, 16)
+    put(ring, 0)
+
+    with pytest.raises(RuntimeError, match="row 2 has no place"):
+        put(ring, 2)
+
+    assert bytes(ring.data(0)) == b"row 0"
+
+
+def test_views_are_of_the_rings_own_memory() -> None:
+    ring = Ring("test", 2, 2, 16)
+    ring.payload(3)[:] = b"0123456789abcdef"
+
+    assert bytes(ring.batch(1)) == bytes(16) + b"0123456789abcdef"
+    assert ring.payload(7).obj is ring.payload(3).obj
+
+
+@pytest.mark.parametrize("header", [(1, 2, 3), [0] * 7, (0, 0, 0, 1 << 32, 0, 0, 0), (-1,) * 7])
+def test_what_is_no_header_is_refused(header: Any) -> None:
+    ring = Ring("test", 2, 1, 16)
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        ring.set_header(0, header)
+
+
 def test_memory_of_a_large_row_goes_back() -> None:
     ring = Ring("test", 2, 1, 64 << 20)
     ring.put(0, Header(row=0), bytes(range(256)) * (128 << 10))
@@ -150,7 +190,8 @@ def test_row_whose_memory_went_back_before_a_death_is_empty() -> None:
     pid = os.fork()
     if pid == 0:
         seq = ring.claim(CONSUMER, 0.0)
-        ring._ring = SimpleNamespace(release=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
+        ring._ring = SimpleNamespace(used=ring._ring.used, release=die)
         ring.release(seq, CONSUMER, keep_bytes=4096)
     os.waitpid(pid, 0)
 

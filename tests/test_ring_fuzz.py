@@ -31,7 +31,7 @@ SCENARIOS = {
         Scenario(n_rows=2000, kill_seconds=0.008, max_kills=60, worker_share=0.05),
     ),
     "between steps of the ring": (80, Scenario(n_rows=800, steps=120)),
-    "between lines": (100, Scenario(n_rows=1000, lines=2500)),
+    "between lines": (80, Scenario(n_rows=1000, lines=1500)),
     "by all, and by stops of the job": (
         50,
         Scenario(n_rows=600, lines=5000, steps=500, kill_seconds=0.01, max_kills=40, stop_rows=150),

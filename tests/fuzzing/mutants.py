@@ -9,18 +9,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sysconfig
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from evmp.ledger import Block, Ledger
 from evmp.reader import Reader
-from evmp.ring import Header, Ring
+from evmp.ring import Ring
 from evmp.sink import Recovered
 from evmp.stage import claims
 
-Patch = dict[str, Callable[..., Any]]
+Patch = dict[str, Any]
 ROOT: Final = Path(__file__).resolve().parents[2]
 _recover, _resume = Ring.recover, Reader._resume
 
@@ -48,14 +46,6 @@ def _release_then_write(self: Any) -> None:
         self._deliver(records)
     if self._block is not None:
         self._commit(self._block)
-
-
-def _commit_then_write(self: Ring, n: int, header: Header, data: bytes) -> None:
-    self.commit(n)
-    start = len(self.note(n))
-    with suppress(ValueError):
-        self.payload(n)[start : start + len(data)] = data
-    self.set_header(n, header._replace(length=len(data)))
 
 
 def _trust_torn_tail(self: object, path: Path) -> Recovered:
@@ -102,13 +92,15 @@ PYTHON: Final[dict[str, Patch]] = {
     "recovery frees nothing": {"evmp.ring.Ring.recover": _free_nothing},
     "decoder releases before it commits": {"evmp.decoder.Decoder.run": _release_then_decode},
     "writer releases before it writes": {"evmp.writer.Writer.run": _release_then_write},
-    "row is committed before it is written": {"evmp.ring.Ring.put": _commit_then_write},
     "writer trusts a torn tail": {"fuzzing.world.TearingSink.recover": _trust_torn_tail},
     "writer appends what is there already": {"evmp.writer._OpenBlock.append": _append_again},
     "reader resumes a row late": {"evmp.reader.Reader._resume": _resume_late},
     "reader resumes a row early": {"evmp.reader.Reader._resume": _resume_early},
     "block moves before its record": {"evmp.ledger.Ledger.commit": _rename_then_record},
-    "memory goes back without a mark": {"evmp.ring.Ring._trim": _trim_without_a_mark},
+    "memory goes back without a mark": {
+        "evmp.ring.Ring._trim": _trim_without_a_mark,
+        "fuzzing.world.LONG_EVERY": 16,
+    },
 }
 
 
@@ -120,7 +112,7 @@ def _at_lines_of(role: str, stride: int, **scenario: int) -> dict[str, Any]:
 # How to bring those out that random deaths find too seldom.
 HINTS: Final[dict[str, dict[str, Any]]] = {
     "block moves before its record": _at_lines_of("writer", 4, block_rows=12),
-    "memory goes back without a mark": _at_lines_of("writer", 5),
+    "memory goes back without a mark": {"lines": 0, "steps": 30},
     "writer trusts a torn tail": _at_lines_of("writer", 3, n_rows=500),
     # These go on to the end.
     "writer appends what is there already": _at_lines_of("writer", 40, n_rows=400),
@@ -149,6 +141,13 @@ C: Final[dict[str, list[tuple[str, str]]]] = {
             "if ((usleep(1), atomic_store(word, new), true)) {\n            step();",
         ),
     ],
+    "row is committed before it is written": [
+        (
+            "    memcpy(behind_note, data, header->length);\n    step();\n",
+            "    ring_commit(ring, n);\n    step();\n"
+            "    memcpy(behind_note, data, header->length);\n",
+        ),
+    ],
     "batch of the dead moves on": [
         (
             "hand_on(ring, seq, seat, pack(seq, 0, attempt, RING_OPEN))",
@@ -172,7 +171,7 @@ def build(name: str, folder: Path) -> Path:
     """Build the C mutant `name` in `folder`. Returns an extension that has only the ring."""
     extension = folder / "mutant.so"
     sources = [mutate(name, folder), ROOT / "tests" / "c" / "ring_module.c"]
-    sources += [ROOT / "csrc" / f"native_{part}.c" for part in ("ring", "process")]
+    sources += [ROOT / "csrc" / f"native_{part}.c" for part in ("ring", "row", "process")]
     includes = [f"-I{ROOT / 'csrc'}", f"-I{sysconfig.get_paths()['include']}"]
     command: list[str | Path] = [
         "gcc",

@@ -31,6 +31,7 @@ SIDE: Final = 4  # pixels of the model's input, each way
 KEYS: Final = (KeyField("image"),)
 LARGE: Final = 3 * 4096  # of some payloads and results; longer than what a slot keeps here
 KEEP_BYTES: Final = 4096
+LONG_EVERY = 61  # rows: one has a key, and with it a result, that a slot does not keep
 MAX_BLOCK_BYTES: Final = 100_000  # about 100 rows: less than most blocks have
 
 
@@ -70,8 +71,8 @@ def pixels(data: bytes) -> bytes:
 
 
 def key(row: int) -> str:
-    """Return the value of a row's key column; some are longer than what a slot keeps."""
-    return f"row {row}" + " of many" * (3000 if row % 61 == 13 else 0)
+    """Return the value of a row's key column."""
+    return f"row {row}" + " of many" * (3000 if row % LONG_EVERY == 13 else 0)
 
 
 def result(row: int) -> bytes:
@@ -87,7 +88,7 @@ def result(row: int) -> bytes:
 
 def answer(row: int, frame: bytes, size: tuple[int, int]) -> bytes:
     """Return the JSON that the "head" makes of a row."""
-    padding = LARGE if row % 53 == 9 or row % 61 == 13 else 0
+    padding = LARGE if row % 53 == 9 or row % LONG_EVERY == 13 else 0
     return orjson.dumps({"pixels": frame.hex(), "size": size, "padding": "x" * padding})
 
 
