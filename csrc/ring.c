@@ -103,6 +103,7 @@ void ring_format(ring_control *ring, uint64_t n_slots, uint64_t n_rows,
         atomic_store(&slot_of(ring, s)->word, pack(s, 0, 0, RING_OPEN));
     }
     atomic_store(&ring->end, UINT64_MAX);
+    atomic_store(&ring->freed.wanted, UINT64_MAX);
     ring->magic = RING_MAGIC;
 }
 
@@ -225,6 +226,12 @@ static void bell_ring(ring_bell *bell)
     }
 }
 
+static void bell_wake_all(ring_bell *bell)
+{
+    atomic_fetch_add(&bell->count, 1);
+    futex(&bell->count, FUTEX_WAKE, INT32_MAX, NULL);
+}
+
 /* Waits until the bell has left `seen`, deadline_ns, or RING_NAP_NS. */
 static void bell_wait(ring_bell *bell, uint32_t seen, int64_t deadline_ns)
 {
@@ -243,9 +250,55 @@ static void bell_wait(ring_bell *bell, uint32_t seen, int64_t deadline_ns)
     }
 }
 
+/* Whether the time is over; the deadline is set when first asked for. */
+static bool is_late(int64_t timeout_ns, int64_t *deadline_ns)
+{
+    if (timeout_ns <= 0) {
+        return true;
+    }
+    int64_t now = now_ns();
+    if (*deadline_ns == 0) {
+        *deadline_ns = now + timeout_ns;
+    }
+    return now >= *deadline_ns;
+}
+
+/* Whether the place of row n is its own, or was already. */
+static bool has_come(const ring_control *ring, uint64_t n)
+{
+    return ring_peek(ring, n / ring->n_rows).seq >= n / ring->n_rows;
+}
+
+/* Has ring_release wake us once row n, or an earlier one, has come. */
+static void want(ring_bell *freed, uint64_t n)
+{
+    uint64_t first = atomic_load(&freed->wanted);
+    while (n < first &&
+           !atomic_compare_exchange_weak(&freed->wanted, &first, n)) {
+        continue;
+    }
+}
+
+/*
+ * Rings `freed` if what is wanted has come: a producer that waits for a row is
+ * not woken for each before it. It has loaded the count, said what it wants,
+ * and looked; here the word has changed, then we look at what is wanted: one
+ * of the two sees the other. Who wants a later row sees the count change.
+ */
+static void tell_freed(ring_control *ring)
+{
+    uint64_t first = atomic_load(&ring->freed.wanted);
+    if (first == UINT64_MAX || !has_come(ring, first)) {
+        return;
+    }
+    atomic_compare_exchange_strong(&ring->freed.wanted, &first, UINT64_MAX);
+    step();
+    bell_wake_all(&ring->freed);
+}
+
 int ring_wait_open(ring_control *ring, uint64_t n, int64_t timeout_ns)
 {
-    int64_t deadline = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
+    int64_t deadline = 0;
     for (;;) {
         uint32_t seen = atomic_load(&ring->freed.count);
         if (atomic_load(&ring->stopped)) {
@@ -254,10 +307,13 @@ int ring_wait_open(ring_control *ring, uint64_t n, int64_t timeout_ns)
         if (ring_is_open(ring, n)) {
             return 0;
         }
-        if (timeout_ns <= 0 || now_ns() >= deadline) {
+        if (is_late(timeout_ns, &deadline)) {
             return RING_TIMEOUT;
         }
-        bell_wait(&ring->freed, seen, deadline);
+        want(&ring->freed, n);
+        if (!ring_is_open(ring, n)) {
+            bell_wait(&ring->freed, seen, deadline);
+        }
     }
 }
 
@@ -339,15 +395,14 @@ static int64_t try_claim(ring_control *ring, uint8_t seat, bool ordered)
 int64_t ring_claim(ring_control *ring, uint8_t seat, bool ordered,
                    int64_t timeout_ns)
 {
-    int64_t deadline = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
+    int64_t deadline = 0;
     for (;;) {
         uint32_t seen = atomic_load(&ring->filled.count);
         if (atomic_load(&ring->stopped)) {
             return RING_STOPPED;
         }
         int64_t answer = try_claim(ring, seat, ordered);
-        if (answer != RING_TIMEOUT || timeout_ns <= 0 ||
-            now_ns() >= deadline) {
+        if (answer != RING_TIMEOUT || is_late(timeout_ns, &deadline)) {
             return answer;
         }
         bell_wait(&ring->filled, seen, deadline);
@@ -374,7 +429,7 @@ bool ring_release(ring_control *ring, uint64_t seq, uint8_t seat)
     }
     step();
     ring_cursor(ring);
-    bell_ring(&ring->freed);
+    tell_freed(ring);
     uint64_t end = atomic_load(&ring->end);
     if (end != UINT64_MAX && ring_cursor(ring) >= end / ring->n_rows) {
         ring_wake(ring);
@@ -398,12 +453,6 @@ void ring_stop(ring_control *ring)
 {
     atomic_store(&ring->stopped, 1);
     ring_wake(ring);
-}
-
-static void bell_wake_all(ring_bell *bell)
-{
-    atomic_fetch_add(&bell->count, 1);
-    futex(&bell->count, FUTEX_WAKE, INT32_MAX, NULL);
 }
 
 void ring_wake(ring_control *ring)

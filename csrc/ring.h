@@ -37,7 +37,7 @@
  *
  * Who writes what: headers and payload of row n belong to its producer until
  * the commit, to the claiming consumer until the release. Geometry is written
- * once, before the fork. `cursor` is a hint. Bells and `asleep` are hints: a
+ * once, before the fork. `cursor` is a hint, and so is all of the bells: a
  * wake-up that is lost costs RING_NAP_NS, never a hang.
  *
  * Nothing here allocates, locks, or trusts a time-out as proof of death.
@@ -66,7 +66,8 @@ enum ring_answer {
 
 typedef struct ring_bell {
     _Alignas(RING_LINE) _Atomic uint32_t count;
-    _Atomic uint32_t asleep; /* somebody may be in futex_wait */
+    _Atomic uint32_t asleep; /* filled: somebody may be in futex_wait */
+    _Atomic uint64_t wanted; /* freed: the first row that somebody waits for */
 } ring_bell;
 
 typedef struct ring_control {
@@ -77,7 +78,7 @@ typedef struct ring_control {
     _Atomic uint64_t end; /* rows in all; UINT64_MAX until closed */
     _Atomic uint32_t stopped;
     ring_bell filled; /* a batch became complete */
-    ring_bell freed;  /* a batch was released */
+    ring_bell freed;  /* the wanted row has its place */
 } ring_control;
 
 typedef struct ring_slot {

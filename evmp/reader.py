@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from evmp.job import Job
 
 WAKE_ROWS: Final = 8  # room that a waiting reader waits for
-FIRST_NAP_SECONDS: Final = 0.001
-LAST_NAP_SECONDS: Final = 0.016
 
 
 class Reader:
@@ -111,19 +109,14 @@ class Reader:
         """Wait for room for row n in a full ring, or until the worker drains.
 
         A ring of single rows is left alone until there is room for several: to be woken for each
-        would cost reader and decoders more than to copy it. So nobody wakes the reader; it naps,
-        each time for as long as it has waited already, which ends before the ring is empty.
+        would cost reader and decoders more than to copy it.
         """
         last = n + max(0, min(ring.n_slots // 3, WAKE_ROWS) - ring.n_rows)
-        nap = FIRST_NAP_SECONDS
         # Decoders release in any order, so room for the last row says nothing of the one at hand.
         while not (ring.is_open(n) and ring.is_open(last)) and not self._is_draining():
             self._seat.enter(State.WAITING)
-            if last == n:
+            if ring.wait_open(last, HEARTBEAT_SECONDS):
                 ring.wait_open(n, HEARTBEAT_SECONDS)
-            elif not ring.wait_open(last, 0.0) or not ring.is_open(n):
-                time.sleep(nap)
-                nap = min(2 * nap, LAST_NAP_SECONDS)
 
     def _publish(self, n: int, row: Row) -> None:
         payload = memoryview(row.payload).cast("B")

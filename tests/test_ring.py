@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from forked import fork, wait
 
 from evmp.ring import MAX_ATTEMPTS, Header, Mark, Ring, RingDrained, RingStopped
 
@@ -252,6 +253,19 @@ def test_waiting_consumer_is_woken_by_another_process() -> None:
 
     assert ring.claim(CONSUMER, 30.0) == 0
     os.waitpid(pid, 0)
+
+
+def test_waiting_producers_are_woken_for_the_rows_they_want() -> None:
+    ring = Ring("test", 4, 1, 16)
+    for n in range(4):
+        put(ring, n)
+        ring.claim(CONSUMER, 0.0)
+    pids = [fork(lambda n=n: not ring.wait_open(n, 30.0)) for n in (7, 4)]
+
+    for seq in (1, 3, 2, 0):
+        ring.release(seq, CONSUMER)
+
+    assert [wait(pid) for pid in pids] == [0, 0]
 
 
 def test_claim_survives_sigkill_of_its_process() -> None:
