@@ -59,6 +59,7 @@ class Bench:
         parser.add_argument("--quick", action="store_true", help="few samples, only to see it run")
         options = parser.parse_args()
         self._json: Path | None = options.json
+        self.is_quick: bool = options.quick
         self._seconds = 0.02 if options.quick else 1.0
         self._name = name
         self._packages = packages
