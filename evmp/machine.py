@@ -8,6 +8,13 @@ from __future__ import annotations
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
+
+# Limit and use, of version 2 and of version 1, which many a cluster still has.
+_MEMORY_FILES: Final = (
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 
 
 def cpus() -> list[int]:
@@ -20,9 +27,8 @@ def cpu_count() -> int:
     n = len(cpus())
     for directory in _cgroups():
         with suppress(OSError, ValueError):
-            quota, period = (directory / "cpu.max").read_text().split()
-            if quota != "max":
-                n = min(n, max(1, int(quota) // int(period)))
+            quota, period = _quota(directory)
+            n = min(n, max(1, quota // period))
     return n
 
 
@@ -30,9 +36,9 @@ def memory_bytes() -> int:
     """Return how much memory the processes of this job may take from now on."""
     free = _available()
     for directory in _cgroups():
-        with suppress(OSError, ValueError):
-            limit = int((directory / "memory.max").read_text())
-            free = min(free, limit - _charged(directory))
+        for limit, used in _MEMORY_FILES:
+            with suppress(OSError, ValueError):
+                free = min(free, int((directory / limit).read_text()) - _charged(directory, used))
     return max(0, free)
 
 
@@ -55,9 +61,23 @@ def _available() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _charged(directory: Path) -> int:
+def _quota(directory: Path) -> tuple[int, int]:
+    """Microseconds of CPU time that the cgroup has in each period of so many.
+
+    Raises:
+        OSError, ValueError: there is no quota.
+    """
+    if (directory / "cpu.max").exists():
+        quota, period = (directory / "cpu.max").read_text().split()
+    else:
+        quota = (directory / "cpu.cfs_quota_us").read_text().strip().replace("-1", "max")
+        period = (directory / "cpu.cfs_period_us").read_text()
+    return int(quota), int(period)
+
+
+def _charged(directory: Path, file: str) -> int:
     """Memory of the cgroup that cannot be taken back: page cache can."""
-    used = int((directory / "memory.current").read_text())
+    used = int((directory / file).read_text())
     for line in (directory / "memory.stat").read_text().splitlines():
         name, value = line.split()
         if name == "inactive_file":
@@ -66,11 +86,16 @@ def _charged(directory: Path) -> int:
 
 
 def _cgroups() -> list[Path]:
-    """The directories of this process's cgroup (version 2) and those above it, innermost first."""
-    root = Path("/sys/fs/cgroup")
+    """The directories of this process's cgroups, of either version, and those above them.
+
+    In a container the path is often that of the host; the container's own limits are then those at
+    the root of the hierarchy.
+    """
+    directories = []
     with suppress(OSError):
         for line in Path("/proc/self/cgroup").read_text().splitlines():
-            if line.startswith("0::/"):
-                inner = root / line[4:]
-                return [inner, *(p for p in inner.parents if p.is_relative_to(root))]
-    return []
+            _, controllers, path = line.split(":", 2)
+            root = Path("/sys/fs/cgroup", controllers.removeprefix("name="))
+            inner = root / path.lstrip("/")
+            directories += [inner, *(p for p in inner.parents if p.is_relative_to(root))]
+    return directories

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -69,6 +70,50 @@ def test_memory_that_is_overdrawn_is_none(cgroup: Path) -> None:
     limit_memory(cgroup, str(GIB), used=2 * GIB, cache=0)
 
     assert machine.memory_bytes() == 0
+
+
+def test_limits_of_version_1_count_too(cgroup: Path) -> None:
+    (cgroup / "memory.limit_in_bytes").write_text(f"{GIB}\n")
+    (cgroup / "memory.usage_in_bytes").write_text(f"{GIB // 2}\n")
+    (cgroup / "memory.stat").write_text("inactive_file 0\n")
+    (cgroup / "cpu.cfs_quota_us").write_text("100000\n")
+    (cgroup / "cpu.cfs_period_us").write_text("100000\n")
+
+    assert machine.memory_bytes() == GIB // 2
+    assert machine.cpu_count() == 1
+
+
+def test_no_quota_of_version_1_is_none(cgroup: Path) -> None:
+    (cgroup / "cpu.cfs_quota_us").write_text("-1\n")
+    (cgroup / "cpu.cfs_period_us").write_text("100000\n")
+
+    assert machine.cpu_count() == len(os.sched_getaffinity(0))
+
+
+@pytest.fixture
+def real_cgroup() -> Iterator[Path]:
+    """An empty cgroup below our own that limits memory."""
+    directory = next((d for d in machine._cgroups() if list(d.glob("memory.*max*"))), None)
+    if directory is None or not os.access(directory, os.W_OK):
+        pytest.skip("this machine lets us make no cgroup")
+    inner = directory / f"evmp-test-{os.getpid()}"
+    inner.mkdir()
+    yield inner
+    inner.rmdir()
+
+
+def test_limit_of_a_real_cgroup_is_seen(real_cgroup: Path) -> None:
+    files = [real_cgroup / "memory.max", real_cgroup / "memory.limit_in_bytes"]
+    limit = next((file for file in files if file.exists()), None)
+    if limit is None:
+        pytest.skip("the memory controller is not handed on to new cgroups")
+    limit.write_text(f"{GIB}\n")
+
+    def work() -> int:
+        (real_cgroup / "cgroup.procs").write_text(str(os.getpid()))
+        return not GIB // 2 < machine.memory_bytes() <= GIB
+
+    assert wait(fork(work)) == 0
 
 
 @pytest.mark.parametrize(
