@@ -95,6 +95,7 @@ class Ring:
         self.n_slots, self.n_rows, self.row_bytes = n_slots, n_rows, row_bytes
         self._payload: int = ring.payload_start
         self._n_places = n_slots * n_rows
+        self._suspects: dict[int, int] = {}  # of batches whose process died: the row it was at
         # A row passes several of these, so nothing stands between them and their callers.
         self.is_open, self.is_done, self.commit = ring.is_open, ring.is_done, ring.commit
         self.header, self.set_header, self.put = ring.header, ring.set_header, ring.put
@@ -220,8 +221,9 @@ class Ring:
         """Settle what the dead process of `seat` held. For the supervisor, after waitpid.
 
         A batch whose rows are all done downstream is released; another goes to the next claimer.
-        After MAX_ATTEMPTS its first row that is not done is given up: it is the one that kills,
-        because a batch that is tried again is worked on row by row.
+        When MAX_ATTEMPTS processes have died with the same row as the first that is not done, it is
+        given up: it is the one that kills, because a batch that is tried again is worked on row by
+        row. A death further on counts anew.
 
         Args:
             seat: the seat whose process has died.
@@ -232,13 +234,16 @@ class Ring:
         """
         n_failed = 0
         for seq in self._held_by(seat):
-            attempt = self.peek(seq)[2] + 1
             open_rows = [n for n in self.rows(seq) if not is_done(n)]
+            suspect = self._suspects.pop(seq, None)
+            is_same = bool(open_rows) and open_rows[0] == suspect
+            attempt = self.peek(seq)[2] + 1 if is_same else 1
             if open_rows and fail and attempt >= MAX_ATTEMPTS:
                 fail(open_rows.pop(0))
                 n_failed += 1
                 attempt = 1
             if open_rows:
+                self._suspects[seq] = open_rows[0]
                 self.reopen(seq, seat, min(attempt, MAX_ATTEMPTS))
             else:
                 self._ring.release(seq, seat)

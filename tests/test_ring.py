@@ -243,6 +243,23 @@ def test_only_the_row_that_kills_is_given_up() -> None:
     assert ring.peek(0)[2] == 1
 
 
+def test_rows_that_got_further_each_time_are_not_given_up() -> None:
+    ring = Ring("test", 2, 4, 16)
+    for n in range(4):
+        put(ring, n)
+    done: set[int] = set()
+
+    for n in range(4):
+        for _ in range(MAX_ATTEMPTS - 1):
+            assert ring.claim(CONSUMER, 0.0) == 0
+            assert ring.recover(CONSUMER, done.__contains__, done.add) == 0
+        done.add(n)
+    assert ring.claim(CONSUMER, 0.0) == 0
+    ring.recover(CONSUMER, done.__contains__, None)
+
+    assert ring.is_open(8)
+
+
 def test_waiting_consumer_is_woken_by_another_process() -> None:
     ring = Ring("test", 2, 1, 16)
     pid = os.fork()
