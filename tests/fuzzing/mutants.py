@@ -99,7 +99,7 @@ PYTHON: Final[dict[str, Patch]] = {
     "block moves before its record": {"evmp.ledger.Ledger.commit": _rename_then_record},
     "memory goes back without a mark": {
         "evmp.ring.Ring._trim": _trim_without_a_mark,
-        "fuzzing.world.LONG_EVERY": 16,
+        "fuzzing.world.LONG_EVERY": 14,
     },
 }
 
@@ -112,7 +112,7 @@ def _at_lines_of(role: str, stride: int, **scenario: int) -> dict[str, Any]:
 # How to bring those out that random deaths find too seldom.
 HINTS: Final[dict[str, dict[str, Any]]] = {
     "block moves before its record": _at_lines_of("writer", 4, block_rows=12),
-    "memory goes back without a mark": {"lines": 0, "steps": 30},
+    "memory goes back without a mark": {"lines": 0, "steps": 15},
     "writer trusts a torn tail": _at_lines_of("writer", 3, n_rows=500),
     # These go on to the end.
     "writer appends what is there already": _at_lines_of("writer", 40, n_rows=400),
