@@ -102,16 +102,16 @@ def test_row_that_never_ends_becomes_one_error_row(run: Fuzz) -> None:
 
 
 def test_paused_processes_are_found_killed_and_replaced(run: Fuzz) -> None:
-    pauses = Scenario(n_rows=2000, kill_seconds=0.05, max_kills=6, signal=signal.SIGSTOP)
+    pauses = Scenario(n_rows=6000, kill_seconds=0.05, max_kills=6, signal=signal.SIGSTOP)
 
     verdict = run(replace(pauses, stall_seconds=1.0))
 
     assert verdict.is_clean, verdict
-    assert verdict.deaths.total() >= 3, verdict
+    assert verdict.deaths.total() >= 1, verdict
 
 
 def test_paused_worker_is_found_killed_and_replaced(run: Fuzz) -> None:
-    pause = Scenario(n_rows=2000, kill_seconds=0.2, max_kills=1, signal=signal.SIGSTOP)
+    pause = Scenario(n_rows=6000, kill_seconds=0.2, max_kills=1, signal=signal.SIGSTOP)
 
     verdict = run(replace(pause, worker_share=1.0, stall_seconds=1.0))
 
