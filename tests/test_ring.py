@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,10 @@ from forked import fork, wait
 from evmp.ring import MAX_ATTEMPTS, Header, Mark, Ring, RingDrained, RingStopped
 
 PRODUCER, CONSUMER, OTHER = 1, 2, 3
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def put(ring: Ring, n: int) -> None:
@@ -191,9 +196,9 @@ def test_row_whose_memory_went_back_before_a_death_is_empty() -> None:
     pid = os.fork()
     if pid == 0:
         seq = ring.claim(CONSUMER, 0.0)
-        die = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-        ring._ring = SimpleNamespace(used=ring._ring.used, release=die)
-        ring.release(seq, CONSUMER, keep_bytes=4096)
+        native: Any = SimpleNamespace(used=ring._ring.used, release=die)
+        ring._ring = native
+        ring.release(seq or 0, CONSUMER, keep_bytes=4096)
     os.waitpid(pid, 0)
 
     ring.recover(CONSUMER, is_done=lambda n: False, fail=None)
@@ -272,12 +277,16 @@ def test_waiting_consumer_is_woken_by_another_process() -> None:
     os.waitpid(pid, 0)
 
 
+def wait_open(ring: Ring, n: int) -> int:
+    return not ring.wait_open(n, 30.0)
+
+
 def test_waiting_producers_are_woken_for_the_rows_they_want() -> None:
     ring = Ring("test", 4, 1, 16)
     for n in range(4):
         put(ring, n)
         ring.claim(CONSUMER, 0.0)
-    pids = [fork(lambda n=n: not ring.wait_open(n, 30.0)) for n in (7, 4)]
+    pids = [fork(partial(wait_open, ring, n)) for n in (7, 4)]
 
     for seq in (1, 3, 2, 0):
         ring.release(seq, CONSUMER)

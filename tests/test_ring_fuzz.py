@@ -66,6 +66,16 @@ def test_rows_come_out_once_when_killed(run: Fuzz, n_deaths: int, scenario: Scen
     assert verdict.deaths.total() >= n_deaths, verdict
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("role", ["reader", "decoder", "predictor", "writer"])
+def test_rows_come_out_once_when_a_role_dies_at_every_line(run: Fuzz, role: str) -> None:
+    verdict = run(Scenario(n_rows=1500, sweep=role))
+
+    assert verdict.is_clean, verdict
+    assert verdict.given_up == {}
+    assert verdict.deaths[role] > 300, verdict
+
+
 @pytest.mark.parametrize("name", mutants.PYTHON)
 def test_fuzz_sees_that(run: Fuzz, name: str) -> None:
     hints = mutants.HINTS.get(name, {})

@@ -7,6 +7,7 @@ wrong or a sanitizer finds something.
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,21 +18,28 @@ ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["-std=c11", "-g", "-Wall", "-Wextra", "-Wshadow", "-Wconversion", "-Werror", "-pthread"]
 
 
-def run(program: Path, how: str, rows: int, seed: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([program, how, str(seed), str(rows)], capture_output=True, text=True)
+def run(
+    *program: str | Path, how: str, rows: int, seed: int = 1
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*program, how, str(seed), str(rows)], capture_output=True, text=True)
 
 
-def build(program: Path, *flags: str, ring: Path = ROOT / "csrc" / "ring.c") -> Path:
+def build(
+    program: Path, *flags: str, ring: Path = ROOT / "csrc" / "ring.c", compiler: str = "gcc"
+) -> Path:
     driver, includes = ROOT / "tests" / "c" / "fuzz_ring.c", f"-I{ROOT / 'csrc'}"
-    subprocess.run(["gcc", *FLAGS, *flags, includes, driver, ring, "-o", program], check=True)
+    subprocess.run([compiler, *FLAGS, *flags, includes, driver, ring, "-o", program], check=True)
     return program
 
 
-def fuzz(folder: Path, how: str, *flags: str, rows: int, seed: int = 1) -> list[int]:
-    """Build and run the program. Returns the numbers that it prints."""
-    done = run(build(folder / "fuzz_ring", *flags), how, rows, seed)
+def numbers(done: subprocess.CompletedProcess[str]) -> list[int]:
+    """Return the numbers that a program which ended well has printed."""
     assert done.returncode == 0, done.stdout + done.stderr
     return [int(number) for number in re.findall(r"\d+", done.stdout)]
+
+
+def fuzz(folder: Path, how: str, *flags: str, rows: int, seed: int = 1) -> list[int]:
+    return numbers(run(build(folder / "fuzz_ring", *flags), how=how, rows=rows, seed=seed))
 
 
 def test_threads_see_whole_rows(tmp_path: Path) -> None:
@@ -62,7 +70,20 @@ def test_broken_protocol_is_seen(tmp_path: Path, name: str, how: str) -> None:
     mutant = mutants.mutate(name, tmp_path)
     program = build(tmp_path / "fuzz_ring", "-O2", "-w", "-DMAX_SECONDS=1", ring=mutant)
 
-    assert run(program, how, 3_000, 1).returncode != 0
+    assert run(program, how=how, rows=3_000).returncode != 0
+
+
+@pytest.mark.slow
+def test_rows_survive_on_another_processor(tmp_path: Path) -> None:
+    emulator, compiler = shutil.which("qemu-aarch64"), shutil.which("aarch64-linux-gnu-gcc")
+    if emulator is None or compiler is None:
+        pytest.skip("qemu-aarch64 or its compiler is not installed")
+    program = build(tmp_path / "fuzz_ring", "-O2", "-static", compiler=compiler)
+
+    n_rows, n_deaths, _ = numbers(run(emulator, program, how="steps", rows=3_000))
+
+    assert n_rows == 3_000
+    assert n_deaths > 100
 
 
 @pytest.mark.slow
