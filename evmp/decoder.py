@@ -77,7 +77,9 @@ class Decoder:
             self._payload.release(n, self._number, KEEP_BYTES)
 
     def _work(self, n: int, header: Header) -> None:
-        if header.mark == Mark.DATA and not self._results.is_done(n):
+        if header.mark == Mark.EMPTY:
+            self._results.skip(n, header.row)
+        elif not self._results.is_done(n):
             try:
                 self._decode(n, header)
             except FetchError as error:

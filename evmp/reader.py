@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from evmp.job import Job
 
 WAKE_ROWS: Final = 8  # room that a waiting reader waits for
+FLUSH_NS: Final = 1_000_000_000  # of waiting for the source, after which a batch goes as it is
 
 
 class Reader:
@@ -78,12 +79,16 @@ class Reader:
 
     def _read(self, n: int, block: Block) -> tuple[int, bool]:
         expected = block.start
+        slow = 0  # nanoseconds in which the open batch has waited for the source
         started = time.monotonic_ns()
         for row in self._source.read(block.start, block.stop):
             if row.index != expected:
                 raise SourceError(f"the source gave row {row.index}, expected {expected}")
             read = time.monotonic_ns()
             self._seat.add(Counter.BUSY_NS, read - started)
+            slow = slow + read - started if n % self._results.n_rows else 0
+            if slow > FLUSH_NS:
+                n, slow = self._fill_up(n), 0
             if not self._admit(n):
                 return n, True
             started = time.monotonic_ns()
@@ -143,17 +148,26 @@ class Reader:
         self._seat.add(Counter.FAILED, 1)
         return Mark.EMPTY
 
-    def _finish(self, n: int) -> None:
-        """Fill the last batch up with EMPTY rows, and close every ring at the same row."""
-        end = self._payload.end
-        while end is None and n % self._results.n_rows:
+    def _fill_up(self, n: int) -> int:
+        """Fill the batch that row n would be in up with EMPTY rows. Returns the next free n.
+
+        The decoders pass them on. Were they passed by here, a reader that dies between that and the
+        commit would have its successor's row taken for done.
+        """
+        while n % self._results.n_rows:
             position = self._payload.header(n - 1).next
             while not self._payload.is_open(n):
                 self._seat.enter(State.WAITING)
                 self._payload.wait_open(n, HEARTBEAT_SECONDS)
-            self._results.skip(n, position)
             self._payload.set_header(n, Header(position, position, mark=Mark.EMPTY))
             self._payload.commit(n)
             n += 1
+        return n
+
+    def _finish(self, n: int) -> None:
+        """Fill the last batch up, and close every ring at the same row."""
+        end = self._payload.end
+        if end is None:
+            n = self._fill_up(n)
         for ring in reversed(self._rings):
             ring.close(n if end is None else end)

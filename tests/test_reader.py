@@ -1,12 +1,21 @@
-"""The reader: how it waits."""
+"""The reader: how it waits, and that a slow source holds nothing back."""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
+from evmp import reader
+from evmp.ledger import Block
 from evmp.metrics import Board, Counter
 from evmp.reader import Reader
-from evmp.ring import Header, Ring
+from evmp.ring import Header, Mark, Ring
+from evmp.source import Kind, Row
+
+NO_JOB: Any = None
 
 
 def test_reader_that_fills_a_batch_up_shows_that_it_lives() -> None:
@@ -23,9 +32,33 @@ def test_reader_that_fills_a_batch_up_shows_that_it_lives() -> None:
         return False
 
     payload.wait_open = wait_open  # type: ignore[method-assign]
-    job: Any = None
-    Reader(job, [], (payload, results), seat, lambda: False).run()
+    Reader(NO_JOB, [], (payload, results), seat, lambda: False).run()
 
     payload.wait_open = None  # type: ignore[method-assign,assignment]
     assert payload.end == 4
     assert len(beats) == 6 and beats == sorted(set(beats))
+
+
+def test_slow_source_does_not_hold_back_what_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow:
+        def read(self, start: int, stop: int) -> Iterator[Row]:
+            for row in range(start, stop):
+                if row in (2, 6):
+                    time.sleep(0.2)
+                yield Row(row, Kind.BASE64, b"AAAA", ())
+
+    monkeypatch.setattr(reader, "open_source", lambda job: Slow())
+    monkeypatch.setattr(reader, "FLUSH_NS", 100_000_000)
+    payload, results = Ring("payload", 16, 1, 64), Ring("results", 4, 4, 64)
+    ((seat,),) = Board(["reader"], 1).workers
+    stage = Reader(NO_JOB, [Block(0, 7)], (payload, results), seat, lambda: False)
+    stage.open()
+    stage.run()
+
+    assert payload.end == 12
+    headers = [payload.header(n) for n in range(12)]
+    rows = [header.row if header.mark == Mark.DATA else None for header in headers]
+    # Row 2 is late, in an open batch; row 6 is late, too, but nothing waits with it.
+    assert rows == [0, 1, None, None, 2, 3, 4, 5, 6, None, None, None]
+    # Who died between any two of them has a successor that goes on with the right row.
+    assert [header.next for header in headers] == [1, 2, 2, 2, 3, 4, 5, 6, 7, 7, 7, 7]
