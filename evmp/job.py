@@ -187,6 +187,15 @@ class Job(BaseModel):
         ge=1,
         le=1024,
     )
+    cpu_batch_size: Integer = _speed(
+        1,
+        "images that a predictor on a CPU runs at once, for some networks a little faster; their "
+        "number may change the last bits of results",
+        own=True,
+        unit="rows",
+        ge=1,
+        le=1024,
+    )
     block_rows: Integer = _speed(
         0, "rows committed at once; 0 chooses by the input", own=True, unit="rows", ge=0
     )

@@ -1,8 +1,8 @@
 """The third stage: batches of pixels through the model, and its tensors into results.
 
-One process a GPU, or `predict_thread_num` processes on the CPU. A GPU gets whole batches; one whose
-prediction raises, or that has killed a process before, is worked on row by row, so that a bad row
-costs only itself. On the CPU every batch is, and a row's result stands as soon as it is there.
+One process a GPU, or `predict_thread_num` processes on the CPU. A GPU gets whole batches, a CPU a
+few rows or one at a time. Those whose prediction raises, and a batch that has killed a process
+before, are worked on row by row, so that a bad row costs only itself.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -58,10 +59,8 @@ class Predictor:
 
     def open(self) -> None:
         """Load the model, run it once on zeros, and let the head check what comes out."""
-        # torch reads both when it is imported: this process sees its own GPU only, and threads that
-        # wait for each other sleep rather than take the decoders' cores.
+        # CUDA reads this at its start, which is later: this process sees its own GPU only.
         os.environ["CUDA_VISIBLE_DEVICES"] = self._gpu
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from evmp.head import open_head
         from evmp.model import open_model
 
@@ -71,6 +70,7 @@ class Predictor:
             self._job.device if self._gpu or self._job.device == "cuda" else "cpu",
             self._pixels.n_rows,
             self._job.torch_threads,
+            self._job.cpu_batch_size,
         )
         self._head.check(self._model.warm_up())
         self._pixels.populate(self._pixels.row_bytes)
@@ -82,23 +82,21 @@ class Predictor:
             rows = self._pixels.rows(seq)
             frames = np.frombuffer(self._pixels.batch(seq), np.uint8).reshape(shape)
             todo = [n for n in rows if not self._results.is_done(n)]
-            is_first = self._pixels.peek(seq)[2] == 0
-            at_once = self._model.takes_batches and is_first
-            if not (at_once and self._predict_all(frames, rows, todo)):
-                for n in todo:
-                    self._predict_one(frames, rows, n)
-                    self._seat.enter(State.BUSY)
+            has_killed = self._pixels.peek(seq)[2] > 0
+            step = 1 if has_killed else self._model.rows_at_once
+            for start in range(0, len(todo), step):
+                self._predict_all(frames, rows, todo[start : start + step])
+                self._seat.enter(State.BUSY)
             self._pixels.release(seq, self._number)
 
-    def _predict_all(self, frames: np.ndarray, rows: range, todo: Sequence[int]) -> bool:
-        """Predict the rows `todo` of a batch at once. Returns whether that went well."""
-        if not todo:
-            return True
-        try:
-            self._predict(frames, rows, todo)
-        except Exception:
-            return False
-        return True
+    def _predict_all(self, frames: np.ndarray, rows: range, todo: Sequence[int]) -> None:
+        """Predict the rows `todo` of a batch, at once if that goes well."""
+        if len(todo) > 1:
+            with suppress(Exception):
+                self._predict(frames, rows, todo)
+                return
+        for n in todo:
+            self._predict_one(frames, rows, n)
 
     def _predict_one(self, frames: np.ndarray, rows: range, n: int) -> None:
         if self._results.is_done(n):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from trouble import Fussy
 
 from evmp.errors import ModelError
 from evmp.model import open_model
@@ -120,6 +121,39 @@ def test_batches_on_a_device_equal_single_images(tmp_path):
     assert batched.warm_up()[0]["0"].shape == (5,)
     for row, expected in zip(found, single.predict(FRAMES, [6, 1]), strict=True):
         np.testing.assert_allclose(row["0"], expected["0"], atol=1e-5)
+
+
+def test_rows_at_once_do_not_show_in_each_other(tmp_path):
+    file = save(convolutions(), tmp_path)
+    one_by_one = open_model(package_of(file), "cpu", 8, 1)
+    in_threes = open_model(package_of(file), "cpu", 8, 1, 3)
+    expected = in_threes.predict(FRAMES, range(8))
+
+    assert in_threes.rows_at_once == 3
+    for rows in ([0], [7, 3], [2, 1, 0], [5, 4, 6, 7], list(range(7, -1, -1))):
+        for row, found in zip(rows, in_threes.predict(FRAMES, rows), strict=True):
+            assert np.array_equal(found["0"], expected[row]["0"])
+    for found, other in zip(expected, one_by_one.predict(FRAMES, range(8)), strict=True):
+        np.testing.assert_allclose(found["0"], other["0"], atol=1e-5)
+
+
+@pytest.mark.parametrize("is_gpu", [False, True])
+def test_row_fails_for_no_other_row(tmp_path, is_gpu):
+    file, cpu = save(Fussy(convolutions()).eval(), tmp_path), torch.device("cpu")
+    package = package_of(file, mean=[0] * 3, std=[1] * 3)
+    frames = FRAMES.copy()
+    frames[2] = 255
+    if is_gpu:  # as on one, that is
+        model = BatchNetwork(torch.jit.load(file), package, torch.jit.freeze, 8, cpu)
+    else:
+        model = open_model(package, "cpu", 8, 1, 4)
+
+    with pytest.raises(ModelError, match="too bright"):
+        model.predict(frames, range(8))
+    assert len(model.predict(frames, [0, 1, 3])) == 3
+    with pytest.raises(ModelError, match="too bright"):
+        model.predict(frames, [2])
+    assert len(model.predict(frames, [7])) == 1
 
 
 @pytest.mark.needs_cuda

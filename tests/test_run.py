@@ -294,13 +294,19 @@ def test_workers_decoders_and_batches_change_no_byte_of_a_table(
 # --- rows that make trouble for their neighbours --------------------------------------------------
 
 
+@pytest.mark.parametrize("at_once", [1, 4])
 def test_batch_that_raises_costs_only_its_bad_row(
-    job: JobFolder, make_table: MakeTable, pngs: list[bytes], trouble_model: Callable[..., Path]
+    job: JobFolder,
+    make_table: MakeTable,
+    pngs: list[bytes],
+    trouble_model: Callable[..., Path],
+    at_once: int,
 ) -> None:
     white = png(np.full((32, 32, 3), 255, np.uint8), job.path / "white.png")
     images = [*pngs[:11], white, *pngs[11:22]]
     make_table(job.path / "in.parquet", images)
-    rows = job.do(model_path=str(trouble_model("Fussy")), batch_size=8)
+    model = str(trouble_model("Fussy"))
+    rows = job.do(model_path=model, batch_size=8, cpu_batch_size=at_once)
 
     failure = rows.pop(11)["prediction_result"]
     assert failure["error_stage"] == "predict"

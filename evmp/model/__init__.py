@@ -9,6 +9,7 @@ torch and are for predictor processes only: `open_model` loads one in the proces
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -31,8 +32,8 @@ class Model(Protocol):
         """Where it runs: `cpu`, or `cuda:0` and so on."""
 
     @property
-    def takes_batches(self) -> bool:
-        """Whether it works on the rows of a call together, not on one after the other."""
+    def rows_at_once(self) -> int:
+        """How many rows of a call it works on together; the others come after them."""
 
     def warm_up(self) -> Outputs:
         """Run on black images until the first real batch will not be slower than the next.
@@ -58,13 +59,30 @@ class Model(Protocol):
         """
 
 
-def open_model(package: ModelPackage, device: str, batch_size: int, threads: int) -> Model:
+def preload(package: ModelPackage) -> None:
+    """Import what open_model will need for this package, before processes are forked that call it.
+
+    Raises:
+        ModelError: what it needs is not installed, or cannot be imported.
+    """
+    # OpenMP reads this when torch is imported: threads that wait for each other sleep rather than
+    # take the decoders' cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from evmp.model.torchscript import preload_torchscript
+
+    preload_torchscript(package)
+
+
+def open_model(
+    package: ModelPackage, device: str, batch_size: int, threads: int, cpu_batch_size: int = 1
+) -> Model:
     """Load a package's weights, ready to run; imports torch.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
         batch_size: rows of the batches that `predict` will get.
         threads: of torch in this process, for a model on the CPU.
+        cpu_batch_size: rows that a model on the CPU works on at once.
 
     Raises:
         ModelError: the weights are missing, damaged or of another kind, need an operator that is
@@ -72,4 +90,4 @@ def open_model(package: ModelPackage, device: str, batch_size: int, threads: int
     """
     from evmp.model.torchscript import open_torchscript
 
-    return open_torchscript(package, device, batch_size, threads)
+    return open_torchscript(package, device, batch_size, threads, cpu_batch_size)

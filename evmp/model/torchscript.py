@@ -24,13 +24,27 @@ if TYPE_CHECKING:
     from evmp.model.package import ModelPackage
 
 
-def open_torchscript(package: ModelPackage, device: str, batch_size: int, threads: int) -> Model:
-    """Load an archive for a device; see `evmp.model.open_model`."""
-    set_threads(threads)
+def preload_torchscript(package: ModelPackage) -> None:
+    """Import what an archive needs beside torch; see `evmp.model.preload`."""
     if needs_torchvision(package.weights):
         _import_torchvision(package.weights)
+
+
+def open_torchscript(
+    package: ModelPackage, device: str, batch_size: int, threads: int, cpu_batch_size: int
+) -> Model:
+    """Load an archive for a device; see `evmp.model.open_model`."""
+    set_threads(threads)
+    preload_torchscript(package)
     module = _load(package.weights)
-    return open_network(module, package, device=device, batch_size=batch_size, finish=_freeze)
+    return open_network(
+        module,
+        package,
+        device=device,
+        batch_size=batch_size,
+        cpu_batch_size=cpu_batch_size,
+        finish=_freeze,
+    )
 
 
 def _load(file: Path) -> Any:
