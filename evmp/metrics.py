@@ -34,6 +34,10 @@ class State(IntEnum):
     FINISHED = 4
 
 
+# The roles of processes that see no rows: they keep the others alive.
+SUPERVISORS: Final = ("worker", "zygote")
+
+
 class Leave(IntEnum):
     """What the job asks of a worker."""
 
@@ -56,7 +60,8 @@ class Counter(IntEnum):
     RESTARTS = 8
     FILL = 9  # the supervisor's seat: fill of each ring in thousandths, from here on
     LEAVE = 16  # the supervisor's seat: a Leave
-    GIVEN_UP = 17  # the supervisor's seat: rows that killed their process
+    GIVEN_UP = 17  # rows that have killed the process in this seat
+    PID = 18  # of the process that was last in this seat
 
 
 @dataclass(frozen=True, slots=True)

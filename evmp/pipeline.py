@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -27,6 +27,7 @@ from evmp.ring import Ring
 from evmp.stage import Stage, put_failure, run_stage
 from evmp.supervisor import Post, Supervisor
 from evmp.writer import Writer
+from evmp.zygote import Zygote
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -37,6 +38,7 @@ GRACE_SECONDS: Final = 0.5  # stages hold nothing that a kill could lose
 TYPICAL_PAYLOAD_BYTES: Final = 256 << 10  # memory of a payload slot that is faulted in at start
 SPARE_RESULT_BYTES: Final = 1 << 20  # what a model says of a small image need not be small
 MAX_SEATS: Final = 250
+_CHILDREN: Final = ("reader", "decoder", "zygote", "writer")  # of a worker; a zygote has its own
 MAX_ADDRESS_BYTES: Final = 1 << 45  # of the 2^47 that a process has on most machines
 
 
@@ -68,7 +70,8 @@ class Layout:
     def roles(self) -> list[str]:
         """The seats of a worker, in order."""
         decoders = ["decoder"] * self.n_decoders
-        return ["worker", "reader", *decoders, *["predictor"] * self.n_predictors, "writer"]
+        predictors = ["predictor"] * self.n_predictors
+        return ["worker", "reader", *decoders, "zygote", *predictors, "writer"]
 
     @property
     def memory_bytes(self) -> int:
@@ -218,6 +221,7 @@ class Worker:
     def run(self) -> int:
         """Live the life of a worker's process. Returns its exit code."""
         _native.die_with_parent()
+        _native.adopt_orphans()
         _native.set_process_name(self._own.process_name)
         os.sched_setaffinity(0, cpus_of(self._job, self._index))
         try:
@@ -290,11 +294,21 @@ class Worker:
 
     def _posts(self, blocks: list[Block]) -> list[Post]:
         make = self._stages(blocks)
-        return [
-            self._post(number, make[seat.role])
-            for number, seat in enumerate(self._seats)
-            if seat.role in make
-        ]
+        make["zygote"] = lambda number: Zygote(
+            self._package,
+            self._posts_of("predictor", make),
+            self._seats[number],
+            stall_seconds=self._job.stall_timeout_seconds,
+            progress=self._progress,
+        )
+        return [post for role in _CHILDREN for post in self._posts_of(role, make)]
+
+    def _posts_of(self, role: str, make: Mapping[str, Callable[[int], Stage]]) -> list[Post]:
+        """Return the posts of a role, for the process that is to fill them."""
+        return [self._post(number, make[role]) for number in self._numbers(role)]
+
+    def _numbers(self, role: str) -> list[int]:
+        return [number for number, seat in enumerate(self._seats) if seat.role == role]
 
     def _stages(self, blocks: list[Block]) -> dict[str, Callable[[int], Stage]]:
         """Return what makes the stage of a role, given its seat's number."""
@@ -347,7 +361,11 @@ class Worker:
             seat=seat,
             run=lambda: run_stage(make(number), seat, parent),
             settle=lambda cause: self._settle(number, cause),
+            dependants=[self._seats[n] for n in self._dependants(seat.role)],
         )
+
+    def _dependants(self, role: str) -> list[int]:
+        return self._numbers("predictor") if role == "zygote" else []
 
     # --- after a death ------------------------------------------------------------------------
 
@@ -363,9 +381,12 @@ class Worker:
             n_failed = self._pixels.recover(
                 number, self._results.is_done, lambda n: self._give_up(n, role, cause)
             )
+        elif role == "zygote":
+            for predictor in self._dependants(role):  # none of their rows is to blame
+                self._pixels.recover(predictor, self._results.is_done, None)
         elif role == "writer":
             self._results.recover(number, lambda n: False, None)
-        self._own.add(Counter.GIVEN_UP, n_failed)
+        self._seats[number].add(Counter.GIVEN_UP, n_failed)
         for ring in (self._payload, self._pixels, self._results):
             ring.wake()
 
@@ -380,7 +401,8 @@ class Worker:
 
     def _progress(self) -> int:
         writer = self._seats[-1].counters
-        return writer[Counter.ROWS] + self._own.counters[Counter.GIVEN_UP]
+        given_up = sum(seat.counters[Counter.GIVEN_UP] for seat in self._seats)
+        return writer[Counter.ROWS] + given_up
 
     def _drain(self) -> None:
         self._own.counters[Counter.LEAVE] = Leave.DRAINED

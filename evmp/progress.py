@@ -112,7 +112,8 @@ class Meter:
         )
 
     def _state(self) -> str:
-        starting = [r.state == State.STARTING for r in self.readings() if r.role == "predictor"]
+        before = (State.EMPTY, State.STARTING)
+        starting = [r.state in before for r in self.readings() if r.role == "predictor"]
         return "starting: loading the model" if starting and all(starting) else ""
 
     def readings(self) -> list[Reading]:

@@ -16,7 +16,7 @@ from typing import Any, Final
 import orjson
 
 from evmp import __version__, machine
-from evmp.metrics import Reading
+from evmp.metrics import SUPERVISORS, Reading
 
 MAX_REASONS: Final = 20  # kept in each block's record
 SHOWN_REASONS: Final = 3
@@ -87,7 +87,7 @@ class Report:
         """Return the counters summed by role."""
         roles: dict[str, dict[str, float]] = {}
         for reading in self.readings:
-            if reading.role == "worker":
+            if reading.role in SUPERVISORS:
                 continue
             stage = roles.setdefault(reading.role, Tally())  # type: ignore[arg-type]
             stage["processes"] += 1

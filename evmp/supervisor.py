@@ -51,12 +51,15 @@ class Post:
         run: the whole life of the child; its return value is the exit code.
         settle: what to do after a death, before the place is filled again; it gets the cause.
         is_group: whether the child leads a process group of its own, which dies with it.
+        dependants: the seats whose processes are the child's own, and die with it; this process
+            must adopt orphans.
     """
 
     seat: Seat
     run: Callable[[], int]
     settle: Callable[[str], None] = lambda cause: None
     is_group: bool = False
+    dependants: Sequence[Seat] = ()
     pid: int = 0
     started: float = 0.0
     due: float = 0.0
@@ -79,6 +82,7 @@ class Supervisor:
         tick: called a few times a second; may raise EvmpError to end the work.
         grace_seconds: from stop() to SIGKILL.
         emit: gets each line that a child prints.
+        signals: what asks for the end; all else is left as it is.
     """
 
     def __init__(
@@ -87,17 +91,19 @@ class Supervisor:
         *,
         stall_seconds: float,
         progress: Callable[[], int],
-        drain: Callable[[], None],
-        stop: Callable[[], None],
+        drain: Callable[[], None] = lambda: None,
+        stop: Callable[[], None] = lambda: None,
         tick: Callable[[], None] = lambda: None,
         grace_seconds: float,
         emit: Callable[[str], None],
+        signals: Sequence[int] = _SIGNALS,
     ) -> None:
         self._posts = posts
         self._stall_seconds = stall_seconds
         self._progress, self._drain, self._stop = progress, drain, stop
         self._tick, self._emit = tick, emit
         self._grace_seconds = grace_seconds
+        self._fatal = signals
         self._signals: list[int] = []
         self._selector = selectors.DefaultSelector()
         self.draining: int = 0
@@ -163,8 +169,7 @@ class Supervisor:
         return reading.since > limit
 
     def _on_death(self, post: Post, status: int, cause: str = "") -> None:
-        if post.is_group:
-            _end_group(post.pid)
+        _end_family(post)
         post.pid = 0
         code = os.waitstatus_to_exitcode(status)
         cause = cause or describe_exit(code)
@@ -237,6 +242,7 @@ class Supervisor:
             for signum in _SIGNALS:
                 signal.signal(signum, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            post.seat.counters[Counter.PID] = os.getpid()
             code = post.run()
         except BaseException:
             log.exception("%s failed", post.seat.name)
@@ -281,8 +287,7 @@ class Supervisor:
     def _reap(self, post: Post, options: int) -> bool:
         pid, _ = os.waitpid(post.pid, options)
         if pid:
-            if post.is_group:
-                _end_group(post.pid)
+            _end_family(post)
             post.pid = 0
         return bool(pid)
 
@@ -298,7 +303,7 @@ class Supervisor:
             if signum != signal.SIGCHLD:
                 self._signals.append(signum)
 
-        return {signum: signal.signal(signum, note) for signum in (*_SIGNALS, signal.SIGCHLD)}
+        return {signum: signal.signal(signum, note) for signum in (*self._fatal, signal.SIGCHLD)}
 
     def _restore_signals(self, previous: dict[int, object]) -> None:
         read_end, write_end, wakeup = self._wakeup
@@ -346,6 +351,22 @@ def _empty(fd: int) -> None:
     with suppress(BlockingIOError):
         while os.read(fd, 4096):
             continue
+
+
+def _end_family(post: Post) -> None:
+    """End what a dead process has left behind."""
+    for seat in post.dependants:
+        _end_orphan(seat.counters[Counter.PID])
+    if post.is_group:
+        _end_group(post.pid)
+
+
+def _end_orphan(pid: int) -> None:
+    """Kill and reap a process, if it has become ours; its number may be another's by now."""
+    with suppress(ChildProcessError):
+        if pid and os.waitpid(pid, os.WNOHANG)[0] == 0:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _end_group(pgid: int) -> None:

@@ -19,6 +19,7 @@ LAYERS = [
     "check",
     "run",
     "pipeline publish progress",
+    "zygote",
     "supervisor child",
     "reader decoder process predictor writer",
     "stage",

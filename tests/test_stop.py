@@ -161,7 +161,7 @@ def test_signal_to_every_process_is_as_good(slow_job: JobFolder) -> None:
 
 def test_signal_before_the_first_row_leaves_nothing(slow_job: JobFolder) -> None:
     process = slow_job.start()
-    wait_for(process, lambda: find(process, "predict"))
+    wait_for(process, lambda: find(process, "zygote"))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=SECONDS)
 
@@ -197,14 +197,14 @@ def test_killed_processes_are_replaced(
 ) -> None:
     rewrite(slow_job, model_path=str(trouble_model("Slow", steps=2000)))
     process = start_and_wait(slow_job)
-    for name in ("reader", "decoder", "writer", "predict"):
+    for name in ("reader", "decoder", "writer", "predict", "zygote"):
         (victim, *_) = find(process, name)
         victim.kill()
         wait_for(process, lambda name=name, it=victim: {*find(process, name)} - {it})
     _, errors = process.communicate(timeout=SECONDS)
 
     assert process.returncode == 0, errors
-    for name in ("reader[0]", "decoder[0]", "writer[0]", "predictor[0]"):
+    for name in ("reader[0]", "decoder[0]", "writer[0]", "predictor[0]", "zygote[0]"):
         assert f"{name} died (SIGKILL, out of memory?) and is started again\n" in errors
     check(slow_job, whole)
 
@@ -212,7 +212,7 @@ def test_killed_processes_are_replaced(
 def test_killed_worker_is_replaced_with_all_its_processes(slow_job: JobFolder, whole: Path) -> None:
     process = start_and_wait(slow_job)
     (worker,) = find(process, "worker")
-    stages = worker.children()
+    stages = worker.children(recursive=True)
     worker.kill()
     _, errors = process.communicate(timeout=SECONDS)
 
@@ -233,7 +233,7 @@ def kill(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 def test_killed_job_takes_its_processes_along_and_resumes(slow_job: JobFolder, whole: Path) -> None:
     process = start_and_wait(slow_job)
-    assert len(find(process, "")) == 6
+    assert len(find(process, "")) == 7
 
     assert kill(process) == []
 

@@ -60,11 +60,12 @@ class Killer:
         workers = [pid for pid in children(self._root) if pid != os.getpid()]
         if chance.random() < self._scenario.worker_share:
             return self._hit(workers[0], self._root)
-        stages: dict[str, list[int]] = {}
-        for pid in children(workers[0]):
-            name = Path(f"/proc/{pid}/comm").read_text().partition("[")[0]
-            stages.setdefault(name, []).append(pid)
-        return self._hit(chance.choice(chance.choice(list(stages.values()))), workers[0])
+        stages: dict[str, list[tuple[int, int]]] = {}
+        for parent in [workers[0], *children(workers[0])]:
+            for pid in children(parent):
+                name = Path(f"/proc/{pid}/comm").read_text().partition("[")[0]
+                stages.setdefault(name, []).append((pid, parent))
+        return self._hit(*chance.choice(chance.choice(list(stages.values()))))
 
     def _hit(self, pid: int, parent: int) -> bool:
         """Signal a process that lives, and no other that has its number by now."""

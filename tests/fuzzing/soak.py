@@ -23,7 +23,7 @@ from fuzzing.run import fuzz
 from fuzzing.scenario import Scenario, Verdict
 from fuzzing.world import World
 
-ROLES: Final = ("reader", "decoder", "predictor", "writer", "worker")
+ROLES: Final = ("reader", "decoder", "zygote", "predictor", "writer", "worker")
 SUMS: Final = ("rows", "seconds", "requeued", "stops", "given_up", "poison")
 FAULTS: Final = ("lost", "doubled", "wrong", "moved", "crashes")
 

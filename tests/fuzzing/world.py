@@ -31,6 +31,8 @@ SIDE: Final = 4  # pixels of the model's input, each way
 KEYS: Final = (KeyField("image"),)
 LARGE: Final = 3 * 4096  # of some payloads and results; longer than what a slot keeps here
 KEEP_BYTES: Final = 4096
+PAUSE_SECONDS: Final = 0.002  # of the source before some rows, so that batches are filled up
+FLUSH_NS: Final = 1_500_000
 LONG_EVERY = 61  # rows: one has a key, and with it a result, that a slot does not keep
 MAX_BLOCK_BYTES: Final = 100_000  # about 100 rows: less than most blocks have
 
@@ -106,6 +108,8 @@ class Rows:
     def read(self, start: int, stop: int) -> Iterator[Row]:
         """Yield the rows [start, stop)."""
         for row in range(start, stop):
+            if row % 67 == 2:
+                time.sleep(PAUSE_SECONDS)
             if row % 41 == 3:
                 yield Row(row, Kind.ERROR, b"row %d is bad" % row, (key(row),))
             else:
@@ -154,7 +158,7 @@ class Fitting:
 class Model:
     """A model that returns its input. It knows a row by the digest that its pixels are."""
 
-    takes_batches = True
+    rows_at_once = 3
 
     def __init__(self, world: World) -> None:
         self._aborts = {pixels(raw(row)) for row in world.aborts}
@@ -225,10 +229,12 @@ def loaded(world: World) -> dict[str, object]:
     """Return what replaces what, by the full name of the latter."""
     return {
         "evmp.reader.open_source": lambda job: Rows(),
+        "evmp.reader.FLUSH_NS": FLUSH_NS,
         "evmp.decoder.ImageDecoder": lambda limit, fast: Decoding(world),
         "evmp.decoder.KEEP_BYTES": KEEP_BYTES,
         "evmp.pipeline.Fit": lambda spec: Fitting(),
-        "evmp.model.open_model": lambda package, device, batch, threads: Model(world),
+        "evmp.model.preload": lambda package: None,
+        "evmp.model.open_model": lambda *arguments: Model(world),
         "evmp.head.open_head": lambda package, job: Head(),
         "evmp.writer.open_sink": lambda job, keys: TearingSink(open_sink(job, keys)),
         "evmp.writer.KEEP_BYTES": KEEP_BYTES,
