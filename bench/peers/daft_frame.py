@@ -37,7 +37,7 @@ class Predict:
 
     @daft.method.batch(return_dtype=SCORES, batch_size=BATCH_ROWS)
     def work(self, images: daft.Series) -> list[Any]:
-        return [self._predict(self._prepare(cell)[None])[0] for cell in cells(images)]
+        return list(self._predict([self._prepare(cell) for cell in cells(images)]))
 
 
 def run(task: Task, sink: Sink) -> None:

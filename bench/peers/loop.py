@@ -11,7 +11,7 @@ def run(task: Task, sink: Sink) -> None:
     predict = load_network(task.network, task.n_cores) if task.work == "w2" else None
     for name, cell in read_cells(task.table):
         planes = prepare(cell)
-        sink.take([name], predict(planes[None]) if predict else [planes])
+        sink.take([name], predict([planes]) if predict else [planes])
 
 
 if __name__ == "__main__":

@@ -60,8 +60,8 @@ class Predict:
         self._predict = load_network(task.network, 1)
 
     def __call__(self, batch: Columns) -> Columns:
-        scores = [self._predict(self._prepare(cell)[None])[0] for cell in batch["image"]]
-        return {"id": batch["id"], "scores": np.stack(scores)}
+        scores = self._predict([self._prepare(cell) for cell in batch["image"]])
+        return {"id": batch["id"], "scores": scores}
 
 
 def predicting(rows: ray.data.Dataset, task: Task) -> ray.data.Dataset:

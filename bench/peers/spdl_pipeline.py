@@ -5,10 +5,21 @@ SPDL's own image decoder needs FFmpeg's shared libraries, which its packages do 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from spdl.pipeline import PipelineBuilder
-from work import BATCH_ROWS, Array, Sink, Task, load_network, main, preparer, read_cells
+from work import (
+    AT_ONCE,
+    BATCH_ROWS,
+    Array,
+    Sink,
+    Task,
+    load_network,
+    main,
+    preparer,
+    read_cells,
+)
 
 
 def run(task: Task, sink: Sink) -> None:
@@ -16,21 +27,26 @@ def run(task: Task, sink: Sink) -> None:
     prepare = preparer(task.resize)
     predict = load_network(task.network, 1) if task.work == "w2" else None
 
-    def work(row: tuple[str, Any]) -> tuple[str, Array]:
-        planes = prepare(row[1])
-        return row[0], predict(planes[None])[0] if predict else planes
+    def prepared(row: tuple[str, Any]) -> tuple[str, Array]:
+        return row[0], prepare(row[1])
 
-    pipeline = (
-        PipelineBuilder()
-        .add_source(read_cells(task.table))
-        .pipe(work, concurrency=task.n_cores)
-        .aggregate(BATCH_ROWS)
-        .add_sink(4)
-        .build(num_threads=task.n_cores + 1)
-    )
+    def predicted(rows: list[tuple[str, Any]]) -> tuple[list[str], Sequence[Array]]:
+        names, cells = zip(*rows, strict=True)
+        return list(names), predict([prepare(cell) for cell in cells]) if predict else []
+
+    def unzipped(rows: list[tuple[str, Array]]) -> tuple[list[str], list[Array]]:
+        return [name for name, _ in rows], [array for _, array in rows]
+
+    builder = PipelineBuilder().add_source(read_cells(task.table))
+    if predict:
+        builder = builder.aggregate(AT_ONCE).pipe(predicted, concurrency=task.n_cores)
+    else:
+        builder = builder.pipe(prepared, concurrency=task.n_cores).aggregate(BATCH_ROWS)
+        builder = builder.pipe(unzipped)
+    pipeline = builder.add_sink(4).build(num_threads=task.n_cores + 1)
     with pipeline.auto_stop():
-        for batch in pipeline:
-            sink.take([name for name, _ in batch], [array for _, array in batch])
+        for names, arrays in pipeline:
+            sink.take(names, arrays)
 
 
 if __name__ == "__main__":
