@@ -1,6 +1,8 @@
 /* evmp._native: what a process asks of Linux about itself, and test hooks. */
 #include "native.h"
 
+#include <limits.h>
+#include <malloc.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -30,6 +32,22 @@ static PyObject *adopt_orphans(PyObject *Py_UNUSED(module),
     if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0) {
         return PyErr_SetFromErrno(PyExc_OSError);
     }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(keep_memory_doc,
+"keep_memory()\n--\n\n"
+"Have malloc keep what is freed for the next allocation, however large.\n\n"
+"A network allocates and frees the same megabytes for each batch; where they\n"
+"go back to the system in between, every page is faulted in again.");
+
+static PyObject *keep_memory(PyObject *Py_UNUSED(module),
+                             PyObject *Py_UNUSED(none))
+{
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, 1 << 30);
+    mallopt(M_TRIM_THRESHOLD, INT_MAX);
+#endif
     Py_RETURN_NONE;
 }
 
@@ -68,6 +86,7 @@ static PyObject *set_fault(PyObject *Py_UNUSED(module), PyObject *args)
 static PyMethodDef process_methods[] = {
     {"die_with_parent", die_with_parent, METH_NOARGS, die_with_parent_doc},
     {"adopt_orphans", adopt_orphans, METH_NOARGS, adopt_orphans_doc},
+    {"keep_memory", keep_memory, METH_NOARGS, keep_memory_doc},
     {"set_process_name", set_process_name, METH_O, set_process_name_doc},
     {"set_fault", set_fault, METH_VARARGS, set_fault_doc},
     {NULL, NULL, 0, NULL},

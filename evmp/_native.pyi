@@ -98,6 +98,9 @@ def die_with_parent() -> None:
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent dies."""
 
+def keep_memory() -> None:
+    """Have malloc keep what is freed for the next allocation, however large."""
+
 def set_process_name(name: str, /) -> None:
     """Set what `ps -o comm` and `top` show; the first 15 bytes count."""
 

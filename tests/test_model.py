@@ -156,6 +156,45 @@ def test_row_fails_for_no_other_row(tmp_path, is_gpu):
     assert len(model.predict(frames, [7])) == 1
 
 
+@pytest.mark.parametrize("said", ["CUDA out of memory. Tried to allocate 2 GiB", None])
+def test_batch_that_does_not_fit_is_halved(tmp_path, caplog, said):
+    module = torch.jit.load(save(convolutions(), tmp_path))
+    sizes: list[int] = []
+
+    def short_of_memory(tensor):
+        sizes.append(len(tensor))
+        if len(tensor) > 3:
+            raise RuntimeError(said) if said else torch.OutOfMemoryError("CUDA is full")
+        return module(tensor)
+
+    package = package_of(tmp_path / "model.pt")
+    whole = BatchNetwork(module, package, torch.jit.freeze, 8, torch.device("cpu"))
+    model = BatchNetwork(module, package, lambda _: short_of_memory, 8, torch.device("cpu"))
+    found = model.predict(FRAMES, range(8))
+
+    assert model.rows_at_once == 2
+    assert sizes[1:] == [8, 4, 2, 2, 2, 2]  # the first is the probe of one row
+    assert "out of GPU memory: from now on 2 images at once" in caplog.text
+    for row, expected in zip(found, whole.predict(FRAMES, range(8)), strict=True):
+        np.testing.assert_allclose(row["0"], expected["0"], atol=1e-5)
+
+
+def test_row_that_does_not_fit_alone_is_an_error(tmp_path):
+    def full(tensor):
+        if len(sizes) > 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        sizes.append(len(tensor))
+        return tensor.flatten(1)
+
+    sizes: list[int] = []
+    module = torch.jit.load(save(convolutions(), tmp_path))
+    package = package_of(tmp_path / "model.pt")
+    model = BatchNetwork(module, package, lambda _: full, 8, torch.device("cpu"))
+
+    with pytest.raises(ModelError, match="CUDA out of memory"):
+        model.predict(FRAMES, range(8))
+
+
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize(
     ("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 2e-2), ("bf16", 0.1)]

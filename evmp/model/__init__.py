@@ -33,7 +33,7 @@ class Model(Protocol):
 
     @property
     def rows_at_once(self) -> int:
-        """How many rows of a call it works on together; the others come after them."""
+        """How many rows of a call it works on together; fewer where they do not fit into memory."""
 
     def warm_up(self) -> Outputs:
         """Run on black images until the first real batch will not be slower than the next.

@@ -12,6 +12,7 @@ results differ in their last bits. From two threads on their number does not mat
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 Finish: TypeAlias = Callable[[Any], Any]
 Triple: TypeAlias = tuple[float, float, float]
 Arrays: TypeAlias = "dict[str, np.ndarray[Any, Any]]"
+
+log = logging.getLogger(__name__)
 
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # TorchScript profiles its first run and compiles in its second.
@@ -94,6 +97,7 @@ class CpuNetwork:
     def __init__(
         self, module: Any, package: ModelPackage, finish: Finish, rows_at_once: int = 1
     ) -> None:
+        _native.keep_memory()
         self.rows_at_once = rows_at_once
         self._size = package.input.height, package.input.width
         self._scale, self._bias = scale_and_bias(package.input)
@@ -136,7 +140,7 @@ class BatchNetwork:
         scale, bias = scale_and_bias(package.input)
         self._scale = torch.tensor(scale, device=device).view(3, 1, 1)
         self._bias = torch.tensor(bias, device=device).view(3, 1, 1)
-        probe = self._normalize(np.zeros(self._shape, np.uint8))
+        probe = self._normalize(np.zeros((1, *self._shape[1:]), np.uint8))
         module = module.to(device, self._dtype)
         self._module, self._layout = settle(module, finish, probe, package)
 
@@ -147,13 +151,33 @@ class BatchNetwork:
         return outputs
 
     def predict(self, frames: Frames, rows: Sequence[int]) -> Outputs:
-        if len(rows) < len(frames):
-            frames = frames[filled_up(rows, len(frames))]
-            rows = range(len(rows))
+        done: Outputs = []
+        while len(done) < len(rows):
+            try:
+                done += self._predict(frames, rows[len(done) : len(done) + self.rows_at_once])
+            except OutOfMemory:
+                if self.rows_at_once == 1:
+                    raise
+                self._halve()
+        return done
+
+    def _predict(self, frames: Frames, rows: Sequence[int]) -> Outputs:
+        places = filled_up(rows, self.rows_at_once)
+        if places != list(range(len(frames))):
+            frames = frames[places]
         with torch.inference_mode():
-            batch = self._normalize(frames).contiguous(memory_format=self._layout)
+            batch = run(self._normalize, frames).contiguous(memory_format=self._layout)
             outputs = to_arrays(run(self._module, batch), len(frames))
-        return rows_of(outputs, rows)
+        return rows_of(outputs, range(len(rows)))
+
+    def _halve(self) -> None:
+        """Take half as many rows at once from now on: the card's memory does not hold more."""
+        self.rows_at_once //= 2
+        torch.cuda.empty_cache()
+        log.warning(
+            "out of GPU memory: from now on %d images at once; a lower batch_size avoids this",
+            self.rows_at_once,
+        )
 
     def _normalize(self, frames: Frames) -> torch.Tensor:
         """Copy a batch to the device as uint8, and normalise it there to (B, 3, H, W)."""
@@ -212,12 +236,19 @@ def settle(
     ) from failure
 
 
-def run(module: Any, tensor: torch.Tensor) -> Any:
+class OutOfMemory(ModelError):
+    """The device's memory does not hold what the model needs for so many rows."""
+
+
+def run(module: Callable[[Any], Any], tensor: Any) -> Any:
     """Call a module; the ModelError that it may raise says in one line what failed."""
     try:
         return module(tensor)
     except (RuntimeError, ValueError, TypeError, LookupError, torch.jit.Error) as error:
-        raise ModelError(f"the model failed: {explain(error)}") from error
+        # TorchScript tells of torch.OutOfMemoryError in a RuntimeError of its own.
+        is_memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+        kind = OutOfMemory if is_memory else ModelError
+        raise kind(f"the model failed: {explain(error)}") from error
 
 
 def to_arrays(output: Any, batch_size: int) -> Arrays:
