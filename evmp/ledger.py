@@ -1,14 +1,15 @@
 """What of a job is done: staged blocks of rows, and the records that make them count.
 
-The ledger is a directory beside the output, the *staging place*. Execution is at least once; what
-counts of a block of rows is its record, which is created once, by link(2), or not at all:
+The ledger lies beside the output, in the *staging place*. Execution is at least once; what counts
+of a block of rows is its record, which is created once or not at all:
 
     job.json                 the fingerprint of the job this staging place belongs to
     lock                     flock of the run that works here; says who
     tmp/<run>.<start>        a block being written; swept when the run is over
-    data/<start>.<run>       a finished block
+    data/<start>.<id>        a finished block
     blocks/<start>.json      its record: the commit point
 
+What counts, `job.json`, `data` and `blocks`, is kept by a Storage, which says what makes it safe.
 `start` is the block's first row, twelve digits. A record also says where the block stops, so that a
 run that is stopped can commit a block that it has only begun: the rest is a block of its own.
 """
@@ -18,20 +19,24 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from evmp.errors import ConfigError, SinkError
+from evmp.storage import Storage
+from evmp.storage.local import LocalStorage
 
 CHUNK_BYTES: Final = 1 << 20
+MAX_DIFFERENCES: Final = 12  # of two jobs, shown
 FORMAT: Final = 1  # of the staging place; another version's is refused
 
 
@@ -57,6 +62,7 @@ class Commit:
         bytes: size of the stage file.
         crc32: of the stage file.
         reasons: why rows failed, as report.Reasons counts them.
+        attempt: the run of a worker that did it.
     """
 
     start: int
@@ -66,17 +72,28 @@ class Commit:
     bytes: int
     crc32: int
     reasons: dict[str, list[Any]]
+    attempt: str = ""
 
 
 class Ledger:
-    """The staging place of one output. Any process may hold one; it keeps no file open."""
+    """The staging place of one output. Any process may hold one; it keeps no file open.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: a directory of this machine, or of a file system that machines share.
+        storage: of what counts; by default the same directory.
+    """
+
+    def __init__(self, root: Path, storage: Storage | None = None) -> None:
         self.root = root
+        self._storage: Storage = storage or LocalStorage(root, root / "tmp")
 
-    def exists(self) -> bool:
-        """Return whether a job has begun here."""
-        return (self.root / "job.json").exists()
+    def begun(self) -> dict[str, Any]:
+        """Return the fingerprint of the job that has begun here; empty without one."""
+        try:
+            found = json.loads(self._storage.read("job.json"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def open(self, fingerprint: dict[str, object]) -> None:
         """Begin the job here, or go on with it. Only under lock().
@@ -95,22 +112,32 @@ class Ledger:
             for part in ("tmp", "data", "blocks"):
                 (self.root / part).mkdir(parents=True, exist_ok=True)
             found = self._begin(text)
-            if found and not any((self.root / "blocks").iterdir()):
-                (self.root / "job.json").unlink()
+            if found and not self._storage.names("blocks"):
+                self._storage.delete("job.json")
                 found = self._begin(text)
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise SinkError(f"staging place {self.root} cannot be used: {error}") from error
         if found:
             raise ConfigError(
                 f"{self.root} holds the unfinished run of another job; "
-                "run that one again, or start over with --fresh. What differs:\n  "
-                + "\n  ".join(found)
+                f"run that one again, or start over with --fresh. What differs:{listed(found)}"
             )
 
     def _begin(self, text: bytes) -> list[str]:
         """Write job.json where there is none. Returns how the one that is there differs."""
-        create_once(self.root / "job.json", text, self.root / "tmp")
-        begun = json.loads((self.root / "job.json").read_bytes())
+        self._storage.create("job.json", text)
+        begun = self.begun()
+        if not begun:
+            raise SinkError(
+                f"staging place {self.root}: its job.json is damaged, which says whose rows these "
+                "are; start over with --fresh"
+            )
+        if begun.get("format") != FORMAT:
+            raise ConfigError(
+                f"{self.root} holds the unfinished run of another version of evmp: format "
+                f"{begun.get('format')}, expected {FORMAT}; finish it with that version, or start "
+                "over with --fresh"
+            )
         return list(differences(begun, json.loads(text)))
 
     @contextmanager
@@ -118,47 +145,90 @@ class Ledger:
         """Hold the staging place for one run.
 
         Raises:
-            SinkError: when another run holds it; says who.
+            SinkError: when another run holds it; says who. Also when it cannot be locked.
         """
-        fd = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        path = self.root / "lock"
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(fd, 1000).decode("utf-8", "replace")
-                raise SinkError(f"another run works on this output: {holder}") from None
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise SinkError(f"staging place {self.root} cannot be used: {error}") from error
+        try:
+            self._take(fd)
             since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-            os.ftruncate(fd, 0)
-            os.pwrite(
-                fd, f"{socket.gethostname()}, process {os.getpid()}, since {since}".encode(), 0
-            )
+            text = f"{socket.gethostname()}, process {os.getpid()}, since {since}"
+            with suppress(OSError):  # of a full disk: the lock is held all the same
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, text.encode(), 0)
             yield
         finally:
             os.close(fd)
 
-    def commits(self) -> list[Commit]:
-        """Return the records of all blocks that are done, in input order.
+    def _take(self, fd: int) -> None:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 1000).decode("utf-8", "replace")
+            raise SinkError(f"another run works on this output: {holder}") from None
+        except OSError as error:
+            raise SinkError(f"{self.root / 'lock'} cannot be locked: {error.strerror}") from error
+        # Whoever has held it may have removed it, and then it keeps nobody out.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(fd), os.stat(self.root / "lock")):
+                return
+        raise SinkError("another run has just ended here; run the same command again")
+
+    def commits(self, n_rows: int | None = None) -> list[Commit]:
+        """Return the records of all blocks that are done, in input order; no two share a row.
+
+        Args:
+            n_rows: how many rows there are, where that is known.
 
         Raises:
-            SinkError: when a record is damaged.
+            SinkError: when a record is damaged, or they cannot be read.
         """
-        commits = []
-        for path in sorted((self.root / "blocks").glob("*.json")):
-            try:
-                commits.append(Commit(**json.loads(path.read_bytes())))
-            except (ValueError, TypeError) as error:
-                raise SinkError(
-                    f"ledger record {path} is damaged: {error}; delete it to do its rows again"
-                ) from error
+        commits: list[Commit] = []
+        try:
+            for name in self._storage.names("blocks"):
+                commit = self._commit_of(name)
+                if commits and commit.start < commits[-1].stop:
+                    raise self._damaged(
+                        _record(commits[-1].start),
+                        f"it stops at row {commits[-1].stop}, another begins at {commit.start}",
+                    )
+                commits.append(commit)
+        except OSError as error:
+            raise SinkError(
+                f"staging place {self.root} cannot be read: {error.strerror or error}; give "
+                "access, or, if it was removed, run the same command again to begin anew"
+            ) from error
+        if n_rows is not None and commits and commits[-1].stop > n_rows:
+            why = f"it stops at row {commits[-1].stop}, expected {n_rows} rows"
+            raise self._damaged(_record(commits[-1].start), why)
         return commits
 
     def stop_of(self, start: int) -> int | None:
-        """Return where the committed block that begins at row `start` stops; None without one."""
+        """Return where the committed block that begins at row `start` stops; None without one.
+
+        Raises:
+            SinkError: when its record is damaged.
+        """
         try:
-            stop: int = json.loads(self._record(start).read_bytes())["stop"]
+            return self._commit_of(_record(start)).stop
         except FileNotFoundError:
             return None
-        return stop
+
+    def _commit_of(self, name: str) -> Commit:
+        """Read a record."""
+        try:
+            return _parsed(name, self._storage.read(name))
+        except (ValueError, TypeError, IsADirectoryError) as error:
+            raise self._damaged(name, error) from error
+
+    def _damaged(self, name: str, why: object) -> SinkError:
+        return SinkError(
+            f"ledger record {self._storage.file(name)} is damaged: {why}; delete it to do its rows "
+            "again"
+        )
 
     def stage(self, run: str, start: int) -> Path:
         """Return where the run writes the block that begins at row `start`."""
@@ -166,7 +236,7 @@ class Ledger:
 
     def data(self, commit: Commit) -> Path:
         """Return the stage file of a committed block."""
-        return self.root / "data" / commit.data
+        return self._storage.file(f"data/{commit.data}")
 
     def commit(self, stage: Path, block: Block, failed: int, reasons: dict[str, list[Any]]) -> bool:
         """Make the block in `stage` count, durably. The first to commit a block wins.
@@ -180,16 +250,14 @@ class Ledger:
         """
         data = f"{block.start:012d}.{uuid.uuid4().hex}"
         with open(stage, "rb") as file:
-            os.fsync(file.fileno())
             size, crc32 = _checksum(file.fileno())
-        commit = Commit(block.start, block.stop, failed, data, size, crc32, reasons)
-        # A second name, not another one: whoever dies before the record leaves the rows in place.
-        os.link(stage, self.data(commit))
-        _sync_directory(self.root / "data")
-        text = json.dumps(asdict(commit)).encode()
-        is_first = create_once(self._record(block.start), text, self.root / "tmp")
+        attempt = stage.name.partition(".")[0]
+        commit = Commit(block.start, block.stop, failed, data, size, crc32, reasons, attempt)
+        # The stage file stays as well: whoever dies before the record leaves the rows in place.
+        self._storage.adopt(stage, f"data/{data}")
+        is_first = self._storage.create(_record(block.start), json.dumps(asdict(commit)).encode())
         if not is_first:
-            os.unlink(self.data(commit))
+            self._storage.delete(f"data/{data}")
         os.unlink(stage)
         return is_first
 
@@ -205,23 +273,23 @@ class Ledger:
         except FileNotFoundError:
             raise SinkError(
                 f"stage file {self.data(commit)} of rows {commit.start} to {commit.stop} is "
-                f"missing; delete {self._record(commit.start)} to do them again"
+                f"missing; delete {self._record_file(commit)} to do them again"
             ) from None
         if found != (commit.bytes, commit.crc32):
             raise SinkError(
                 f"stage file {self.data(commit)} has changed since its commit: {found[0]} bytes, "
                 f"crc32 {found[1]:08x}, expected {commit.bytes} bytes, crc32 {commit.crc32:08x}; "
-                f"delete {self._record(commit.start)} to do its rows again"
+                f"delete {self._record_file(commit)} to do its rows again"
             )
 
     def sweep(self) -> None:
         """Delete what runs that are over have left unfinished. Only under lock()."""
-        recorded = {commit.data for commit in self.commits()}
+        recorded = {f"data/{commit.data}" for commit in self.commits()}
         for path in (self.root / "tmp").iterdir():
             _delete(path)
-        for path in (self.root / "data").iterdir():
-            if path.name not in recorded:
-                _delete(path)
+        for name in self._storage.names("data"):
+            if name not in recorded:
+                self._storage.delete(name)
 
     def clear(self) -> None:
         """Delete everything but the lock. Only under lock()."""
@@ -230,39 +298,35 @@ class Ledger:
                 _delete(path)
 
     def remove(self) -> None:
-        """Delete the staging place."""
-        with suppress(FileNotFoundError):
-            shutil.rmtree(self.root)
+        """Delete the staging place, or of it what can be deleted."""
+        shutil.rmtree(self.root, ignore_errors=True)
 
-    def _record(self, start: int) -> Path:
-        return self.root / "blocks" / f"{start:012d}.json"
+    def _record_file(self, commit: Commit) -> Path:
+        return self._storage.file(_record(commit.start))
 
 
-def create_once(path: Path, text: bytes, tmp: Path) -> bool:
-    """Create `path` holding `text`, durably and as a whole, unless it exists.
+def _record(start: int) -> str:
+    return f"blocks/{start:012d}.json"
 
-    Returns: whether it was created. On a network file system the answer of link(2) can be lost: two
-    links on our own file mean that it was.
+
+def _parsed(name: str, text: bytes) -> Commit:
+    """Return the record of this name.
+
+    Raises:
+        ValueError, TypeError: when `text` is not such a record.
     """
-    own = tmp / uuid.uuid4().hex
-    fd = os.open(own, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            rest = memoryview(text)
-            while rest:
-                rest = rest[os.write(fd, rest) :]
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        try:
-            os.link(own, path)
-        except FileExistsError:
-            if os.stat(own).st_nlink != 2:
-                return False
-        _sync_directory(path.parent)
-        return True
-    finally:
-        os.unlink(own)
+    commit = Commit(**json.loads(text))
+    numbers = (commit.start, commit.stop, commit.failed, commit.bytes, commit.crc32)
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise ValueError(f"its numbers are {numbers}")
+    if name != _record(commit.start) or not commit.failed <= commit.stop - commit.start > 0:
+        raise ValueError(f"it is of rows {commit.start} to {commit.stop}, {commit.failed} failed")
+    if not re.fullmatch(rf"{commit.start:012d}\.[0-9a-f]{{32}}", commit.data):
+        raise ValueError(f"its stage file is {commit.data!r}")
+    for reason in dict(commit.reasons).values():
+        if [type(it) for it in reason] != [int, int, str]:
+            raise ValueError(f"a reason is {reason!r}")
+    return commit
 
 
 def cut(n_rows: int, commits: Iterable[Commit], shard: Block, block_rows: int) -> list[Block]:
@@ -298,14 +362,6 @@ def _checksum(fd: int) -> tuple[int, int]:
     return size, crc32
 
 
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def _delete(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
@@ -318,8 +374,18 @@ def differences(begun: object, now: object, path: str = "") -> Iterator[str]:
     if isinstance(begun, dict) and isinstance(now, dict):
         for key in sorted(begun.keys() | now.keys()):
             yield from differences(begun.get(key), now.get(key), f"{path}.{key}".lstrip("."))
+    elif isinstance(begun, list) and isinstance(now, list) and len(begun) == len(now):
+        for place, (then, it) in enumerate(zip(begun, now, strict=True)):
+            yield from differences(then, it, f"{path}[{place}]")
     elif begun != now:
         yield f"{path}: {_short(begun)} then, {_short(now)} now"
+
+
+def listed(lines: Sequence[str]) -> str:
+    """Return the first of some lines, each on a line of its own, and how many more there are."""
+    rest = len(lines) - MAX_DIFFERENCES
+    more = [f"and {rest} more"] if rest > 0 else []
+    return "".join(f"\n  {line}" for line in [*lines[:MAX_DIFFERENCES], *more])
 
 
 def _short(value: object) -> str:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evmp.errors import ConfigError, SinkError
-from evmp.ledger import Block, Commit, Ledger, create_once, cut, shard
+from evmp.ledger import Block, Commit, Ledger, cut, shard
 
 FINGERPRINT: dict[str, object] = {"input": {"rows": 10}, "job": {"top_k": 0}}
 
@@ -46,7 +46,7 @@ def test_committed_block_is_listed_with_all_that_was_said_of_it(ledger: Ledger) 
 
     (found,) = ledger.commits()
     assert (found.start, found.stop, found.failed, found.bytes) == (3, 6, 1, 5)
-    assert found.reasons == reasons
+    assert (found.reasons, found.attempt) == (reasons, "run")
     assert ledger.data(found).read_bytes() == b"three"
     assert ledger.stop_of(3) == 6
     assert ledger.stop_of(4) is None
@@ -83,12 +83,12 @@ def test_only_one_of_many_processes_commits_a_block(ledger: Ledger) -> None:
     assert ledger.data(found).read_bytes() == b"%d" % codes.index(1)
 
 
-@pytest.mark.parametrize("step", ["link", "_sync_directory", "create_once", "unlink"])
+@pytest.mark.parametrize("step", ["adopt", "create", "unlink"])
 def test_death_within_a_commit_leaves_the_rows(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     file = stage(ledger, 0, b"rows")
-    owner = "evmp.ledger.os" if step in ("link", "unlink") else "evmp.ledger"
+    owner = "evmp.ledger.os" if step == "unlink" else "evmp.storage.local.LocalStorage"
     pid = os.fork()
     if pid == 0:
         monkeypatch.setattr(f"{owner}.{step}", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -204,7 +204,7 @@ def test_clear_forgets_all_but_the_lock(ledger: Ledger) -> None:
         ledger.clear()
 
         assert [path.name for path in ledger.root.iterdir()] == ["lock"]
-        assert not ledger.exists()
+        assert ledger.begun() == {}
 
 
 def test_staging_place_below_a_file_is_an_error(tmp_path: Path) -> None:
@@ -212,14 +212,6 @@ def test_staging_place_below_a_file_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(SinkError, match=r"staging place .* cannot be used: .*Not a directory"):
         Ledger(tmp_path / "file" / "out.evmp").open(FINGERPRINT)
-
-
-def test_file_is_created_once_and_leaves_no_draft(tmp_path: Path) -> None:
-    assert create_once(tmp_path / "it", b"first", tmp_path)
-    assert not create_once(tmp_path / "it", b"second", tmp_path)
-
-    assert [path.name for path in tmp_path.iterdir()] == ["it"]
-    assert (tmp_path / "it").read_bytes() == b"first"
 
 
 @given(st.integers(0, 10_000), st.integers(1, 300))

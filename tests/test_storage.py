@@ -1,0 +1,161 @@
+"""The contract of Storage, for every member; and what only one of them can go wrong with."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from forked import fork, wait
+
+from evmp.storage import Storage
+from evmp.storage.local import LocalStorage
+
+
+@pytest.fixture(params=["local"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """An empty storage with a folder `it`."""
+    assert request.param == "local"
+    (tmp_path / "root" / "it").mkdir(parents=True)
+    (tmp_path / "drafts").mkdir()
+    return LocalStorage(tmp_path / "root", tmp_path / "drafts")
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file of a few megabytes."""
+    file = tmp_path / "file"
+    file.write_bytes(os.urandom(1 << 10) * 3000)
+    return file
+
+
+def test_object_is_created_once(storage: Storage) -> None:
+    assert storage.create("it/one", b"first")
+    assert not storage.create("it/one", b"second")
+
+    assert storage.read("it/one") == b"first"
+    assert storage.file("it/one").read_bytes() == b"first"
+
+
+def test_one_of_many_creates_an_object(storage: Storage) -> None:
+    children = [
+        fork(lambda number=number: storage.create("it/one", b"%d" % number)) for number in range(8)
+    ]
+
+    codes = [wait(pid) for pid in children]
+
+    assert sorted(codes) == [0] * 7 + [1]
+    assert storage.read("it/one") == b"%d" % codes.index(1)
+
+
+def test_adopted_file_is_an_object_and_stays(storage: Storage, file: Path) -> None:
+    data = file.read_bytes()
+
+    storage.adopt(file, "it/adopted")
+    file.unlink()
+
+    assert storage.file("it/adopted").read_bytes() == data
+
+
+def test_names_are_sorted_and_of_one_folder(storage: Storage, file: Path) -> None:
+    storage.create("it/b", b"")
+    storage.adopt(file, "it/a")
+    storage.create("other", b"")
+
+    assert storage.names("it") == ["it/a", "it/b"]
+
+
+def test_deleted_object_is_gone_and_may_be_made_again(storage: Storage) -> None:
+    storage.create("it/one", b"first")
+
+    storage.delete("it/one")
+    storage.delete("it/one")
+
+    with pytest.raises(FileNotFoundError):
+        storage.read("it/one")
+    assert storage.names("it") == []
+    assert storage.create("it/one", b"second")
+
+
+def test_missing_object_is_told(storage: Storage) -> None:
+    with pytest.raises(FileNotFoundError):
+        storage.read("it/none")
+
+
+def test_empty_object_is_an_object(storage: Storage) -> None:
+    assert storage.create("it/empty", b"")
+    assert storage.read("it/empty") == b""
+
+
+def test_object_is_whole_or_not_there_when_its_maker_dies(storage: Storage) -> None:
+    data = bytes(range(256)) * 4000
+    for after_ms in range(0, 12, 2):
+        name = f"it/{after_ms}"
+        pid = os.fork()
+        if pid == 0:
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, after_ms / 1000))
+            signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            while not storage.create(name, data):
+                storage.delete(name)
+            while True:
+                signal.pause()
+        assert wait(pid) == -signal.SIGKILL
+
+        if name in storage.names("it"):
+            assert storage.read(name) == data
+        else:
+            assert storage.create(name, data)
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> LocalStorage:
+    (tmp_path / "drafts").mkdir()
+    return LocalStorage(tmp_path, tmp_path / "drafts")
+
+
+def test_no_draft_is_left(local: LocalStorage, tmp_path: Path) -> None:
+    local.create("one", b"first")
+    local.create("one", b"second")
+
+    assert list((tmp_path / "drafts").iterdir()) == []
+
+
+def test_lost_answer_of_link_is_understood(
+    local: LocalStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link = os.link
+
+    def lose_answer(draft: Path, name: Path) -> None:
+        link(draft, name)
+        link(draft, name)  # as a client of NFS does whose first answer was lost
+
+    monkeypatch.setattr("evmp.storage.local.os.link", lose_answer)
+
+    assert local.create("one", b"mine")
+    assert not local.create("one", b"another's")
+    assert local.read("one") == b"mine"
+
+
+def test_folder_that_is_gone_is_an_error(local: LocalStorage, tmp_path: Path) -> None:
+    (tmp_path / "drafts").rmdir()
+
+    with pytest.raises(FileNotFoundError):
+        local.create("one", b"")
+
+
+def test_draft_that_cannot_be_written_is_removed(
+    local: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int, data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("evmp.storage.local.os.write", full)
+
+    with pytest.raises(OSError, match="No space left"):
+        local.create("one", b"data")
+    assert not (tmp_path / "one").exists()
+    assert list((tmp_path / "drafts").iterdir()) == []
