@@ -28,6 +28,7 @@ Examples:
   evmp --config job.yaml --check             say what would be done, and do one batch of it
   evmp --config job.yaml -Dbatch_size=32     with another value for a key
   evmp --config job.yaml --fresh             forget what was done, and start over
+  evmp --config job.yaml --retry-failed      do the failed rows of a finished job again
 
 \b
 Exit codes:
@@ -54,14 +55,24 @@ _KINDS = {
 )
 @click.option("--check", is_flag=True, help="Validate everything, run one batch, print the plan.")
 @click.option("--fresh", is_flag=True, help="Start over, and replace a result that is there.")
+@click.option("--retry-failed", is_flag=True, help="Do the failed rows of a finished job again.")
 @click.option("--quiet", is_flag=True, help="No progress and no summary, only what went wrong.")
 @click.version_option(__version__, prog_name="evmp", message="%(prog)s %(version)s")
-def command(config: str, overrides: tuple[str, ...], check: bool, fresh: bool, quiet: bool) -> None:
+def command(
+    config: str,
+    overrides: tuple[str, ...],
+    check: bool,
+    fresh: bool,
+    retry_failed: bool,
+    quiet: bool,
+) -> None:
     """Predict every row of a table, or every file of a list, as the job file says.
 
     One result per input row, in input order. A row that fails becomes an error row; a job that is
     stopped or killed goes on where it was when the same command is run again.
     """
+    if retry_failed and (fresh or check):
+        raise click.UsageError("--retry-failed does not go with --fresh or --check")
     from evmp.job import load_job
     from evmp.progress import Quiet, open_display
     from evmp.run import Run, make_plan
@@ -76,7 +87,7 @@ def command(config: str, overrides: tuple[str, ...], check: bool, fresh: bool, q
     resume = shlex.join(["evmp", "--config", config, *(f"-D{it}" for it in overrides)])
     display = open_display(quiet=quiet)
     logs.send_to(display.emit, logging.WARNING if quiet else logging.INFO)
-    run = Run(plan, display, fresh=fresh)
+    run = Run(plan, display, fresh=fresh, retry=retry_failed)
     try:
         report = run.run()
     finally:
@@ -147,7 +158,8 @@ def _summarise(plan: Plan, report: Report) -> None:
     reasons.merge([report.reasons])
     for line in reasons.in_words():
         _say(f"failed: {line}")
+    again = f", {report.rows} of them again" if report.kept else ""
     _say(
-        f"done: {report.rows} rows{failed}, {report.seconds:.1f} s, {rate:.1f} rows/s; "
-        f"result in {shown}"
+        f"done: {report.rows + report.kept} rows{again}{failed}, {report.seconds:.1f} s, "
+        f"{rate:.1f} rows/s; result in {shown}"
     )

@@ -17,7 +17,7 @@ from evmp import _native
 from evmp.errors import DecodeError
 from evmp.image import Frame, ImageDecoder
 from evmp.metrics import Counter, Seat
-from evmp.ring import Header, Mark, Ring
+from evmp.ring import POPULATED_BYTES, Header, Mark, Ring
 from evmp.source import Kind
 from evmp.source.location import local_path
 from evmp.stage import claims, put_failure
@@ -65,8 +65,9 @@ class Decoder:
         }
 
     def open(self) -> None:
-        """Make the decoder, and fault the batch memory in."""
+        """Make the decoder, and fault the memory in."""
         self._decoder = ImageDecoder(self._job.max_image_pixels, fast=self._job.fast_decode)
+        self._payload.populate(POPULATED_BYTES)
         self._pixels.populate(self._pixels.row_bytes)
 
     def run(self) -> None:

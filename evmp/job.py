@@ -60,6 +60,10 @@ _video = partial(key, "Video", result=True, comes_with="video")
 _cloud = partial(key, "Cloud")
 
 
+# They decide only which rows fail, so a retry of failed rows may have other values for them.
+MENDING = ("base64_whitespace", "max_image_pixels", "max_row_bytes")
+
+
 class Job(BaseModel):
     """One job, checked: what to read, what to run, where to write, and with how many processes."""
 

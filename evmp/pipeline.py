@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from evmp.ledger import Block, Ledger
 from evmp.metrics import Counter, Leave, Seat, State
 from evmp.predictor import Predictor
 from evmp.reader import Reader
-from evmp.ring import Ring
+from evmp.ring import Mark, Ring
 from evmp.stage import Stage, put_failure, run_stage
 from evmp.supervisor import Post, Supervisor
 from evmp.writer import Writer
@@ -195,6 +196,7 @@ class Worker:
         seats: of this worker, by layout.roles.
         todo: gives the blocks that are still to do, when the worker starts.
         finish: called when they are done.
+        rows: the rows of the input that blocks count, ascending.
     """
 
     def __init__(
@@ -208,12 +210,14 @@ class Worker:
         seats: Sequence[Seat],
         todo: Callable[[], list[Block]],
         finish: Callable[[], None] = lambda: None,
+        rows: Sequence[int] = range(sys.maxsize),
     ) -> None:
         self._index = index
+        self._parent = os.getpid()
         self._job, self._package, self._layout = job, package, layout
         self._ledger, self._keys = ledger, keys
         self._seats, self._own = seats, seats[0]
-        self._todo, self._finish = todo, finish
+        self._todo, self._finish, self._rows = todo, finish, rows
         self._payload: Ring
         self._pixels: Ring
         self._results: Ring
@@ -221,6 +225,8 @@ class Worker:
     def run(self) -> int:
         """Live the life of a worker's process. Returns its exit code."""
         _native.die_with_parent()
+        if os.getppid() != self._parent:  # it has died before the kernel knew of the wish
+            return 1
         _native.adopt_orphans()
         _native.set_process_name(self._own.process_name)
         os.sched_setaffinity(0, cpus_of(self._job, self._index))
@@ -317,6 +323,7 @@ class Worker:
             "reader": lambda number: Reader(
                 self._job,
                 blocks,
+                self._rows,
                 (self._payload, self._pixels, self._results),
                 self._seats[number],
                 self.is_draining,
@@ -344,6 +351,7 @@ class Worker:
                 self._keys,
                 self._ledger,
                 blocks,
+                self._rows,
                 run,
                 self._results,
                 self._seats[number],
@@ -391,11 +399,13 @@ class Worker:
             ring.wake()
 
     def _give_up(self, n: int, role: str, cause: str) -> None:
-        held = self._payload if role == "decoder" else self._pixels
-        row = held.header(n).row
+        header = (self._payload if role == "decoder" else self._pixels).header(n)
         stage = "decode" if role == "decoder" else "predict"
-        put_failure(self._results, n, row, stage, f"the {role} died of this row: {cause}")
-        self._pixels.skip(n, row)
+        if header.mark == Mark.EMPTY:
+            self._results.skip(n, header.row)
+        message = f"the {role} died of this row: {cause}"
+        put_failure(self._results, n, header.row, stage, message)
+        self._pixels.skip(n, header.row)
 
     # --- supervision --------------------------------------------------------------------------
 

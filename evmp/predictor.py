@@ -74,6 +74,7 @@ class Predictor:
         )
         self._head.check(self._model.warm_up())
         self._pixels.populate(self._pixels.row_bytes)
+        self._results.populate(1)
 
     def run(self) -> None:
         """Predict until the pixel ring has drained."""

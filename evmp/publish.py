@@ -11,7 +11,9 @@ import logging
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,8 +38,15 @@ def publish(
     n_rows: int,
     target: Target,
     record: dict[str, Any],
+    failed: Sequence[int] | None = None,
 ) -> None:
     """Merge the committed blocks into the result, and put it in place with its record.
+
+    Args:
+        n_rows: of the whole result.
+        record: of the run.
+        failed: the rows that the blocks hold, which take the place of those in the result that
+            stands there; None where the blocks hold all rows.
 
     Raises:
         SinkError: when a block is missing or has changed, the rows do not add up, or the output
@@ -45,19 +54,25 @@ def publish(
     """
     sink = open_sink(job, keys)
     commits = target.ledger.commits()
-    check_cover(commits, n_rows)
-    merged = target.staging / f"merged{''.join(target.path.suffixes[-1:])}"
-    delete(merged)
+    check_cover(commits, n_rows if failed is None else len(failed))
+    # Of its own name: two that publish at once must not write into one file.
+    merged = target.staging / "tmp" / f"merged-{uuid.uuid4().hex}{target.path.suffix}"
     try:
-        found = sink.merge(_stages(target, commits), merged)
+        if failed is None:
+            found = sink.merge(_stages(target, commits), merged)
+        else:
+            found = sink.amend(target.path, failed, _stages(target, commits), merged)
+        if found != n_rows:
+            raise SinkError(f"the merged result holds {found} rows, expected {n_rows}")
+        target.publish(merged, record)
     except OSError as error:
         raise SinkError(
             f"the result cannot be merged in {target.staging}: {error.strerror}; "
             "make room and run the same command again"
         ) from error
-    if found != n_rows:
-        raise SinkError(f"the staged blocks hold {found} rows, expected {n_rows}")
-    target.publish(merged, record)
+    finally:
+        with suppress(OSError):
+            delete(merged)
 
 
 def check_cover(commits: Sequence[Commit], n_rows: int) -> None:
@@ -95,10 +110,10 @@ def write_part(job: Job, target: Target, worker: int, n_rows: int) -> None:
     commits = [c for c in target.ledger.commits() if own.start <= c.start < own.stop]
     draft = target.staging / "tmp" / f"part-{worker:05d}"
     part = part_path(target, worker, job.num_worker)
-    if shutil.disk_usage(target.staging).free < SPARE_COPIES * sum(c.bytes for c in commits):
-        log.info("%s is left out: the disk has little room", part.name)
-        return
     try:
+        if shutil.disk_usage(target.staging).free < SPARE_COPIES * sum(c.bytes for c in commits):
+            log.info("%s is left out: the disk has little room", part.name)
+            return
         with open(draft, "wb") as out:
             for commit in commits:
                 with open(target.ledger.data(commit), "rb") as file:
@@ -106,14 +121,18 @@ def write_part(job: Job, target: Target, worker: int, n_rows: int) -> None:
         os.replace(draft, part)
     except OSError as error:
         log.warning("%s is left out: %s", part.name, error)
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
 
 
 def remove_parts(target: Target) -> None:
     """Remove the part files, those of runs with another number of workers included."""
     for path in target.path.parent.glob(f"{glob.escape(target.path.name)}.part-*"):
         if re.fullmatch(r"part-\d{5}-of-\d{5}", path.name[len(target.path.name) + 1 :]):
-            path.unlink(missing_ok=True)
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                log.warning("%s is left behind: %s", path, error.strerror)
 
 
 def _stages(target: Target, commits: Sequence[Commit]) -> Iterator[Path]:

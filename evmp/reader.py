@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 from evmp.errors import SourceError
 from evmp.ledger import Block
 from evmp.metrics import Counter, Seat, State
-from evmp.ring import Header, Mark, Ring
-from evmp.source import Kind, Row, Source, open_source
+from evmp.ring import POPULATED_BYTES, Header, Mark, Ring
+from evmp.source import Kind, Row, Source, open_source, read_rows
 from evmp.stage import HEARTBEAT_SECONDS, put_failure
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Reader:
     Args:
         job: says what the source is.
         blocks: what to read, in order.
+        rows: the rows of the input that blocks count.
         rings: of the worker, in the order of the flow; the first gets the rows.
         seat: where to count.
         is_draining: whether to stop at the next row.
@@ -43,11 +44,12 @@ class Reader:
         self,
         job: Job,
         blocks: Sequence[Block],
+        rows: Sequence[int],
         rings: Sequence[Ring],
         seat: Seat,
         is_draining: Callable[[], bool],
     ) -> None:
-        self._job, self._blocks, self._seat = job, blocks, seat
+        self._job, self._blocks, self._rows, self._seat = job, blocks, rows, seat
         self._rings, self._payload, self._results = rings, rings[0], rings[-1]
         self._is_draining = is_draining
         self._source: Source
@@ -55,7 +57,8 @@ class Reader:
     def open(self) -> None:
         """Open the source."""
         self._source = open_source(self._job)
-        self._payload.populate(64 << 10)
+        self._payload.populate(POPULATED_BYTES)
+        self._results.populate(1)
 
     def run(self) -> None:
         """Publish every row, fill the last batch up, and close the rings."""
@@ -69,7 +72,7 @@ class Reader:
         self._finish(n)
 
     def _resume(self) -> tuple[int, int]:
-        """Return the first unpublished n, and the row of the input that belongs there."""
+        """Return the first unpublished n, and which of `rows` belongs there."""
         n = self._payload.cursor
         while self._payload.is_done(n):
             n += 1
@@ -78,12 +81,12 @@ class Reader:
         return n, self._payload.header(n - 1).next
 
     def _read(self, n: int, block: Block) -> tuple[int, bool]:
-        expected = block.start
+        at = block.start
         slow = 0  # nanoseconds in which the open batch has waited for the source
         started = time.monotonic_ns()
-        for row in self._source.read(block.start, block.stop):
-            if row.index != expected:
-                raise SourceError(f"the source gave row {row.index}, expected {expected}")
+        for row in read_rows(self._source, self._rows[block.start : block.stop]):
+            if row.index != self._rows[at]:
+                raise SourceError(f"the source gave row {row.index}, expected {self._rows[at]}")
             read = time.monotonic_ns()
             self._seat.add(Counter.BUSY_NS, read - started)
             slow = slow + read - started if n % self._results.n_rows else 0
@@ -93,12 +96,13 @@ class Reader:
                 return n, True
             started = time.monotonic_ns()
             self._seat.add(Counter.WAIT_OUT_NS, started - read)
-            self._publish(n, row)
+            at += 1
+            self._publish(n, row, at)
             n += 1
-            expected += 1
-        if expected != block.stop:
+        if at != block.stop:
             raise SourceError(
-                f"the source ended at row {expected}, expected {block.stop}: the input has shrunk"
+                f"the source ended before row {self._rows[at]}, expected rows up to "
+                f"{self._rows[block.stop - 1]}: the input has shrunk"
             )
         return n, False
 
@@ -123,12 +127,12 @@ class Reader:
             if ring.wait_open(last, HEARTBEAT_SECONDS):
                 ring.wait_open(n, HEARTBEAT_SECONDS)
 
-    def _publish(self, n: int, row: Row) -> None:
+    def _publish(self, n: int, row: Row, following: int) -> None:
         payload = memoryview(row.payload).cast("B")
         mark = Mark.DATA
         if not self._results.is_done(n):
             mark = self._leave_note(n, row, payload)
-        header = Header(row.index, row.index + 1, mark=mark, kind=row.kind)
+        header = Header(row.index, following, mark=mark, kind=row.kind)
         self._payload.put(n, header, payload if mark == Mark.DATA else b"")
         self._seat.add(Counter.ROWS, 1)
         self._seat.add(Counter.BYTES, len(payload))

@@ -10,7 +10,9 @@ import re
 import time
 from collections import Counter as Tally
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Final
 
 import orjson
@@ -70,6 +72,7 @@ class Report:
 
     Attributes:
         rows, failed: of the whole job, those of earlier runs included.
+        kept: rows of the result that a retry of failed rows leaves as they are; not among `rows`.
         new_rows: of this run.
         seconds: from the start to the end of this run.
         reasons: see Reasons.as_dict.
@@ -82,6 +85,7 @@ class Report:
     seconds: float
     reasons: dict[str, list[Any]]
     readings: list[Reading]
+    kept: int = 0
 
     def stages(self) -> dict[str, dict[str, float]]:
         """Return the counters summed by role."""
@@ -100,11 +104,17 @@ class Report:
         return {
             "evmp": __version__,
             "state": "done",
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "host": platform.node(),
-            "python": platform.python_version(),
-            "cpus": machine.cpu_count(),
-            "rows": self.rows,
+            "started": _clock(time.time() - self.seconds),
+            "finished": _clock(time.time()),
+            "machine": {
+                "host": platform.node(),
+                "platform": platform.platform(),
+                "cpus": machine.cpu_count(),
+                "memory_bytes": machine.memory_bytes(),
+                "gpus": len(machine.gpus()),
+            },
+            "versions": {"python": platform.python_version(), **_versions()},
+            "rows": self.rows + self.kept,
             "failed": self.failed,
             "failures": [
                 {"reason": reason, "count": count, "first_row": row, "example": message}
@@ -114,6 +124,7 @@ class Report:
                 "rows": self.new_rows,
                 "seconds": round(self.seconds, 3),
                 "rows_per_second": round(self.new_rows / max(self.seconds, 1e-9), 3),
+                "restarts": sum(reading.restarts for reading in self.readings),
                 "stages": self.stages(),
             },
             "job": job,
@@ -142,3 +153,16 @@ class Report:
                 f"{stage['restarts']:.0f}",
             )
         return table
+
+
+def _clock(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of the packages that results come from, without importing them."""
+    found = {}
+    for name in ("numpy", "simplejpeg", "torch", "torchvision"):
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -27,6 +27,7 @@ from evmp import _native
 
 PAGE_BYTES: Final = mmap.PAGESIZE
 MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; the mmap module has no name for it
+POPULATED_BYTES: Final = 64 << 10  # of a row of the first ring: most are not longer
 MAX_ATTEMPTS: Final = 3  # a row that kills its process so often becomes an error row
 
 
@@ -43,7 +44,7 @@ class Header(NamedTuple):
 
     Attributes:
         row: number of the row in the input, from 0.
-        next: in the first ring, the number of the row that the reader reads after this one.
+        next: in the first ring, where the reader goes on after this one.
         length: bytes of data in the payload.
         mark: what the payload is.
         kind: the source's kind of payload, in the first ring.

@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Final
 from evmp import _native, publish
 from evmp.child import call_in_child
 from evmp.errors import ConfigError, EvmpError, Interrupted, TooManyFailures
-from evmp.ledger import Block, Commit, cut, differences, shard
+from evmp.job import MENDING
+from evmp.ledger import Block, Commit, cut, differences, listed, shard
 from evmp.metrics import Board, Counter, Leave, Seat
 from evmp.model.package import ModelPackage, check_model_type, load_package
 from evmp.pipeline import Layout, Worker, plan_layout, shortages
 from evmp.progress import Display, Meter
 from evmp.report import Reasons, Report
+from evmp.sink import open_sink
 from evmp.source import SourceInfo, open_source
 from evmp.supervisor import Post, Supervisor
 from evmp.target import Target
@@ -73,15 +75,20 @@ def make_plan(job: Job) -> Plan:
     source = call_in_child(
         lambda: open_source(job).describe(), lambda: model.update(package.fingerprint())
     )
-    per_worker = -(-source.n_rows // (job.num_worker * BLOCKS_PER_WORKER))
-    block_rows = job.block_rows or min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, per_worker))
     parts = {
         "input": source.fingerprint,
         "job": job.fingerprint(),
         "model": model,
     }
     fingerprint = json.loads(json.dumps(parts))
+    block_rows = choose_block_rows(job, source.n_rows)
     return Plan(job, package, layout, source, Target.of(job), block_rows, fingerprint)
+
+
+def choose_block_rows(job: Job, n_rows: int) -> int:
+    """Return how many rows are committed at once, so that each worker has several blocks."""
+    per_worker = -(-n_rows // (job.num_worker * BLOCKS_PER_WORKER))
+    return job.block_rows or min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, per_worker))
 
 
 class Run:
@@ -91,11 +98,17 @@ class Run:
         plan: what to do.
         display: where progress and logs go.
         fresh: forget what earlier runs have done, and replace their result.
+        retry: do the failed rows of the finished result again, and replace them in it.
     """
 
-    def __init__(self, plan: Plan, display: Display, *, fresh: bool) -> None:
+    def __init__(
+        self, plan: Plan, display: Display, *, fresh: bool = False, retry: bool = False
+    ) -> None:
         self._plan, self._job, self._target = plan, plan.job, plan.target
-        self._display, self._fresh = display, fresh
+        self._display, self._fresh, self._retry = display, fresh, retry
+        self._rows: Sequence[int] = range(plan.source.n_rows)
+        """Of the input, those that this run is about; blocks and commits count them."""
+        self._block_rows, self._fingerprint = plan.block_rows, plan.fingerprint
         self._started = time.monotonic()
         self._workers: list[int] = []
         self._is_hopeless = False
@@ -110,13 +123,21 @@ class Run:
         if self._fresh:
             return None
         record = self._target.finished()
-        changes = differences(record.get("fingerprint"), self._plan.fingerprint) if record else ()
-        if lines := [f"\n  {change}" for change in changes]:
+        if record:
+            self._compare(record)
+        return record
+
+    def _compare(self, record: dict[str, Any]) -> None:
+        """Refuse to go on with the result of another job."""
+        changes = list(differences(record.get("fingerprint"), self._plan.fingerprint))
+        if self._retry:
+            mending = tuple(f"job.{key}: " for key in MENDING)
+            changes = [change for change in changes if not change.startswith(mending)]
+        if changes:
             raise ConfigError(
                 f"output {self._target.path} holds the result of another job; name another "
-                f"output, or replace it with --fresh. What differs:{''.join(lines)}"
+                f"output, or replace it with --fresh. What differs:{listed(changes)}"
             )
-        return record
 
     def run(self) -> Report | None:
         """Do what is left to do, and publish. Returns None where nothing was left.
@@ -124,18 +145,21 @@ class Run:
         Raises:
             EvmpError: when the job ends without a result; what was committed stays.
         """
-        if self.finished() is not None and not self._target.staging.exists():
+        if not self._target.staging.exists() and self._is_nothing_left():
             return None
         if self._fresh:
             self._target.check_replaceable()
         self._target.prepare()
         with self._target.ledger.lock():
+            self._target.restore()
             if self._fresh:
                 self._target.start_over()
-            elif self._target.settle() or self.finished() is not None:
+            elif self._target.settle() or self._is_nothing_left():
                 self._clean_up()
                 return None
-            self._target.ledger.open(self._plan.fingerprint)
+            elif self._retry:
+                self._choose_failed()
+            self._begin()
             self._target.ledger.sweep()
             meter, before = self._prepare()
             try:
@@ -152,12 +176,48 @@ class Run:
             self._clean_up()
             return report
 
+    def _is_nothing_left(self) -> bool:
+        if not self._retry:
+            return self.finished() is not None
+        return not self._standing()["failed"]
+
+    def _standing(self) -> dict[str, Any]:
+        """Return the record of the result whose failed rows are to be done again."""
+        record = self._target.standing()
+        if record is None:
+            self._target.finished()  # says so where something else stands there
+            raise ConfigError(
+                f"there is no result in {self._target.path} whose failed rows could be done again; "
+                "run the job without --retry-failed first"
+            )
+        self._compare(record)
+        return record
+
+    def _choose_failed(self) -> None:
+        """Make the failed rows of the result the rows of this run."""
+        record = self._standing()
+        if not self._target.is_to_be_replaced():
+            self._target.start_over()
+        self._fingerprint = {**self._plan.fingerprint, "retry": record["result"]}
+        job, keys = self._job, self._plan.source.keys
+        self._rows = call_in_child(lambda: open_sink(job, keys).failures(self._target.path))
+        self._block_rows = choose_block_rows(job, len(self._rows))
+        self._display.note(f"doing {len(self._rows)} failed rows again")
+
+    def _begin(self) -> None:
+        if "retry" in self._target.ledger.begun() and not self._retry:
+            raise ConfigError(
+                f"the failed rows of {self._target.path} are being done again: go on with "
+                "--retry-failed, or start over with --fresh"
+            )
+        self._target.ledger.open(self._fingerprint)
+
     # --- the work -----------------------------------------------------------------------------
 
     def _prepare(self) -> tuple[Meter, int]:
         """Return a meter over the workers that have something to do, and the rows done before."""
-        n_rows = self._plan.source.n_rows
-        commits = self._target.ledger.commits()
+        n_rows = len(self._rows)
+        commits = self._target.ledger.commits(n_rows)
         before, _ = _totals(commits)
         if before:
             self._display.note(f"resuming: {before} of {n_rows} rows are done")
@@ -178,11 +238,19 @@ class Run:
         reasons = Reasons()
         reasons.merge(commit.reasons for commit in commits)
         seconds = time.monotonic() - self._started
-        return Report(rows, failed, rows - before, seconds, reasons.as_dict(), meter.readings())
+        return Report(
+            rows,
+            failed,
+            rows - before,
+            seconds,
+            reasons.as_dict(),
+            meter.readings(),
+            kept=self._plan.source.n_rows - len(self._rows),
+        )
 
     def _where(self, report: Report) -> str:
         failed = f", {report.failed} of them failed" if report.failed else ""
-        return f"{report.rows} of {self._plan.source.n_rows} rows are done{failed}"
+        return f"{report.rows} of {len(self._rows)} rows are done{failed}"
 
     def _leave_record(self, report: Report, error: EvmpError) -> None:
         """Leave the record of a run that has no result in the staging place, if anything is there.
@@ -200,7 +268,7 @@ class Run:
             (self._target.staging / "run.json").write_text(json.dumps(record, indent=1) + "\n")
 
     def _shard(self, worker: int) -> Block:
-        return shard(self._plan.source.n_rows, worker, self._job.num_worker)
+        return shard(len(self._rows), worker, self._job.num_worker)
 
     def _of_worker(self, worker: int, commits: Sequence[Commit]) -> list[Commit]:
         own = self._shard(worker)
@@ -208,7 +276,7 @@ class Run:
 
     def _left(self, worker: int, commits: Sequence[Commit]) -> list[Block]:
         """Return the blocks of a worker's shard that are not committed."""
-        return cut(self._plan.source.n_rows, commits, self._shard(worker), self._plan.block_rows)
+        return cut(len(self._rows), commits, self._shard(worker), self._block_rows)
 
     def _todo(self, worker: int) -> list[Block]:
         return self._left(worker, self._target.ledger.commits())
@@ -268,13 +336,21 @@ class Run:
             plan.source.keys,
             seats,
             partial(self._todo, worker),
-            partial(publish.write_part, plan.job, self._target, worker, plan.source.n_rows),
+            self._write_part(worker),
+            self._rows,
         )
         return Post(seat=seats[0], run=process.run, settle=settle, is_group=True)
+
+    def _write_part(self, worker: int) -> Callable[[], None]:
+        if self._retry:
+            return lambda: None  # a part is of the whole result
+        return partial(publish.write_part, self._job, self._target, worker, len(self._rows))
 
     def _has_failed(self, meter: Meter) -> bool:
         """Return whether so many rows have failed that the job need not go on."""
         rows, failed = meter.rows()
+        if self._retry:
+            return False  # the result has been accepted with all of them failed
         return rows >= EARLY_ROWS and failed > self._job.max_error_fraction * rows
 
     # --- the end ------------------------------------------------------------------------------
@@ -285,6 +361,8 @@ class Run:
         Raises:
             TooManyFailures: more rows failed than the job allows, or all of them.
         """
+        if self._retry:
+            return
         limit = self._job.max_error_fraction * report.rows
         all_failed = report.rows and report.failed == report.rows
         if self._is_hopeless or report.failed > limit or all_failed:
@@ -310,21 +388,16 @@ class Run:
     def _publish(self, report: Report) -> None:
         plan = self._plan
         record = report.record(plan.job.describe(), plan.fingerprint)
-        call_in_child(
-            partial(
-                publish.publish,
-                plan.job,
-                plan.source.keys,
-                plan.source.n_rows,
-                self._target,
-                record,
-            )
-        )
+        failed = self._rows if self._retry else None
+        arguments = (plan.job, plan.source.keys, plan.source.n_rows, self._target, record, failed)
+        call_in_child(partial(publish.publish, *arguments))
 
     def _clean_up(self) -> None:
         publish.remove_parts(self._target)
         if not self._job.keep_staging:
             self._target.ledger.remove()
+            if self._target.staging.exists():
+                log.warning("%s cannot be removed wholly; delete it", self._target.staging)
 
 
 def _difference(all_rows: tuple[int, int], *parts: tuple[int, int]) -> tuple[int, int]:

@@ -132,6 +132,24 @@ def exit_now(code: int) -> None:
     os._exit(code)
 
 
+def advise(role: str, cause: str) -> str:
+    """Return what to do about a process that dies of the same cause again and again."""
+    if cause.startswith("SIGKILL"):
+        return (
+            "if the machine or its cgroup has run out of memory, lower batch_size, queue_size, "
+            "predict_thread_num or num_worker, or ask for more"
+        )
+    if cause == "hung":
+        return "if the work is only slow, raise stall_timeout_seconds"
+    if cause.startswith("SIGILL"):
+        return "a library was built for another CPU: install one built for this machine"
+    if cause.startswith("SIG") and role == "predictor":
+        return (
+            "the model or its library crashes: try it on device: cpu, or another version of torch"
+        )
+    return "look at what it had printed, and at the system's log"
+
+
 def describe_exit(code: int) -> str:
     """Return in words how a process ended, from os.waitstatus_to_exitcode."""
     if code >= 0:

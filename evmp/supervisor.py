@@ -26,7 +26,7 @@ from typing import Final
 
 from evmp import errors, logs
 from evmp.metrics import Counter, Seat, State
-from evmp.stage import describe_exit, exit_now
+from evmp.stage import advise, describe_exit, exit_now
 
 log = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class Supervisor:
             tail = "\n  ".join(post.tail) or str((words or {}).get("message", "nothing"))
             raise errors.WorkerDied(
                 f"{post.seat.name} died {post.deaths} times without progress, last: {cause}; "
-                f"it had printed:\n  {tail}"
+                f"{advise(post.seat.role, cause)}. It had printed:\n  {tail}"
             )
 
     # --- children -----------------------------------------------------------------------------

@@ -44,7 +44,6 @@ class Target:
         self.staging = root.with_name(f"{stem}.evmp")
         self.record = root.with_name(f"{stem}.evmp.json")
         self.ledger = Ledger(self.staging)
-        self._draft = self.staging / "record.json"
         self._made: list[Path] = []
 
     @classmethod
@@ -69,7 +68,7 @@ class Target:
         """
         if not os.path.lexists(self.path) or self._is_empty_table():
             return None
-        if self._is_to_be_replaced() or self._record_in(self._draft):
+        if self.is_to_be_replaced() or self._draft():
             return None
         if (record := self._record_in(self.record)) is not None:
             return record
@@ -77,6 +76,13 @@ class Target:
             f"output {self.path} exists and was not made by a run of this job; move it away, "
             "name another output, or replace it with --fresh"
         )
+
+    def standing(self) -> dict[str, Any] | None:
+        """Return the record of the result that stands here, be it to be replaced or not, or None.
+
+        It names the result in `result`: another one, or one that was changed, differs in that.
+        """
+        return self._record_in(self.record)
 
     def check_replaceable(self) -> None:
         """Make sure that --fresh replaces nothing but a result.
@@ -121,23 +127,32 @@ class Target:
         """
         self.check_writable()
         self._made = [p for p in (*self.path.parents, self.staging) if not p.exists()]
+        probe = self.staging / f"probe-{uuid.uuid4().hex}"
         try:
             self.staging.mkdir(parents=True, exist_ok=True)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            probe = self.staging / f"probe-{uuid.uuid4().hex}"
             probe.write_bytes(b"x")
-            probe.unlink()
         except OSError as error:
             raise SinkError(
                 f"output {self.path} cannot be written: {error.strerror}: {error.filename}"
             ) from error
+        finally:
+            with suppress(OSError):
+                probe.unlink()
 
     def start_over(self) -> None:
-        """Forget unfinished work. A result that stands here stays until the new one replaces it."""
-        self.ledger.clear()
-        standing = self._identity()
-        if standing is not None:
-            (self.staging / "replaces.json").write_text(json.dumps(standing))
+        """Forget unfinished work. A result that stands here stays until the new one replaces it.
+
+        Raises:
+            SinkError: when the staging place cannot be cleared.
+        """
+        try:
+            self.ledger.clear()
+            standing = self._identity()
+            if standing is not None:
+                (self.staging / "replaces.json").write_text(json.dumps(standing))
+        except OSError as error:
+            raise SinkError(f"staging place {self.staging} cannot be cleared: {error}") from error
 
     def retreat(self) -> None:
         """Undo what prepare and start_over have made, after a start that has led to nothing."""
@@ -156,11 +171,13 @@ class Target:
         Raises:
             SinkError: when something stands there that start_over has not seen, or the step fails.
         """
-        _sync(merged)
-        record = {**record, "result": _identity_of(merged)}
-        self._draft.write_text(json.dumps(record, indent=1) + "\n")
-        _sync(self._draft)
+        # Of its own name: should two publish at once, each record stays with its result.
+        draft = self.staging / f"record-{uuid.uuid4().hex}.json"
         try:
+            _sync(merged)
+            record = {**record, "result": _identity_of(merged)}
+            draft.write_text(json.dumps(record, indent=1) + "\n")
+            _sync(draft)
             self._move(merged)
         except FileExistsError as error:
             raise SinkError(
@@ -169,23 +186,61 @@ class Target:
             ) from error
         except OSError as error:
             raise SinkError(
-                f"output {self.path} cannot be put in place: {error.strerror}; "
-                "what was done is kept, run the same command again"
+                f"output {self.path} cannot be put in place: {error.strerror}; what was done "
+                "is kept: make room or give access, and run the same command again"
             ) from error
+        finally:
+            with suppress(OSError):
+                if self._record_in(draft) is None:
+                    draft.unlink()
         self.settle()
+
+    def restore(self) -> None:
+        """Put a result back that a publish has taken away, and then died before its own was there.
+
+        Raises:
+            SinkError: when it cannot be put back.
+        """
+        replaced = _read_json(self.staging / "replaces.json")
+        if os.path.lexists(self.path) or replaced is None:
+            return
+        for old in self.staging.glob("replaced-*"):
+            if _identity_of(old) == replaced:
+                try:
+                    os.rename(old, self.path)
+                except OSError as error:
+                    raise SinkError(
+                        f"{old} cannot be put back to {self.path}: {error.strerror}; "
+                        "put it there and run the same command again"
+                    ) from error
 
     def settle(self) -> bool:
         """Finish a publish that died after the result was put in place.
 
         Returns: whether the result that stands there is that of this staging place.
+
+        Raises:
+            SinkError: when its record cannot be put beside it.
         """
-        if self._record_in(self._draft) is None:
+        draft = self._draft()
+        if draft is None:
             return False
-        os.replace(self._draft, self.record)
+        try:
+            os.replace(draft, self.record)
+        except OSError as error:
+            raise SinkError(
+                f"the result is in {self.path}, but its record cannot be put in {self.record}: "
+                f"{error.strerror}; run the same command again"
+            ) from error
         return True
 
+    def _draft(self) -> Path | None:
+        """Return the record, still in the staging place, of the result that stands here."""
+        drafts = self.staging.glob("record-*.json")
+        return next((draft for draft in drafts if self._record_in(draft) is not None), None)
+
     def _move(self, merged: Path) -> None:
-        if self._is_to_be_replaced():
+        if self.is_to_be_replaced():
             if not merged.is_dir() and not self.path.is_dir():
                 os.replace(merged, self.path)
                 return
@@ -200,7 +255,7 @@ class Target:
     def _is_empty_table(self) -> bool:
         return self._is_table and self.path.is_dir() and not any(self.path.iterdir())
 
-    def _is_to_be_replaced(self) -> bool:
+    def is_to_be_replaced(self) -> bool:
         """Return whether what stands here is the result that start_over has seen."""
         standing = self._identity()
         return standing is not None and standing == _read_json(self.staging / "replaces.json")

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import pickle
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from evmp.errors import SinkError
 from evmp.ledger import Block, Ledger
 from evmp.metrics import Counter, Seat, State
 from evmp.report import Reasons
 from evmp.ring import Mark, Ring
-from evmp.sink import Record, Sink, open_sink
+from evmp.sink import Record, Sink, open_sink, writing
 from evmp.stage import claims
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class Writer:
         job, keys: what the output looks like, and the input's key columns.
         ledger: where blocks are staged and committed.
         blocks: of this worker, in the order in which the reader publishes them.
+        rows: the rows of the input that blocks count.
         run: names the stage files of this worker's run; a replacement gets the same.
         results: the last ring.
         seat, number: where to count, and as whom to claim.
@@ -47,6 +49,7 @@ class Writer:
         keys: tuple[KeyField, ...],
         ledger: Ledger,
         blocks: Sequence[Block],
+        rows: Sequence[int],
         run: str,
         results: Ring,
         seat: Seat,
@@ -55,7 +58,7 @@ class Writer:
         self._job, self._keys = job, keys
         self._ledger, self._run = ledger, run
         self._results, self._seat, self._number = results, seat, number
-        self._blocks = iter(blocks)
+        self._blocks, self._rows = iter(blocks), rows
         self._planned = Block(0, 0)
         self._sink: Sink
         self._block: _OpenBlock | None = None
@@ -68,51 +71,53 @@ class Writer:
     def run(self) -> None:
         """Write until the result ring has drained, and commit what has begun."""
         for seq in claims(self._results, self._seat, self._number, ordered=True):
-            self._deliver(self._records(seq))
+            self._deliver(self._placed(seq))
             self._results.release(seq, self._number, KEEP_BYTES)
         if self._block is not None:
             self._commit(self._block)
 
-    def _records(self, seq: int) -> Iterable[Record]:
+    def _placed(self, seq: int) -> Iterable[_Placed]:
         for n in self._results.rows(seq):
             header = self._results.header(n)
             if header.mark != Mark.EMPTY:
                 keys = pickle.loads(self._results.note(n))
                 failed = header.mark == Mark.ERROR
-                yield Record(header.row, keys, bytes(self._results.data(n)), failed)
+                record = Record(header.row, keys, bytes(self._results.data(n)), failed)
+                yield _Placed(bisect_left(self._rows, header.row), record)
 
-    def _deliver(self, records: Iterable[Record]) -> None:
+    def _deliver(self, placed: Iterable[_Placed]) -> None:
         """Append records to the stage files of their blocks, one write for each file."""
-        pending: list[Record] = []
-        for record in records:
-            if self._block is None or record.index >= self._block.stop:
+        pending: list[_Placed] = []
+        for it in placed:
+            if self._block is None or it.place >= self._block.stop:
                 self._append(pending)
                 pending = []
-                self._open_block(record.index)
-            pending.append(record)
+                self._open_block(it.place)
+            pending.append(it)
         self._append(pending)
 
-    def _append(self, records: list[Record]) -> None:
+    def _append(self, placed: list[_Placed]) -> None:
         if self._block is None:
             return
-        written = self._block.append(self._sink, records)
+        written = self._block.append(self._sink, placed)
         self._seat.add(Counter.ROWS, len(written))
         self._seat.add(Counter.FAILED, sum(record.failed for record in written))
         self._seat.add(Counter.BYTES, sum(len(record.result) for record in written))
         if self._block.is_full:
             self._commit(self._block)
 
-    def _open_block(self, row: int) -> None:
-        """Open the block of a row: of the planned one, what is not committed yet."""
+    def _open_block(self, place: int) -> None:
+        """Open the block of a place: of the planned one, what is not committed yet."""
         if self._block is not None:
             self._commit(self._block)
-        while row >= self._planned.stop:
+        while place >= self._planned.stop:
             self._planned = next(self._blocks)
         start = self._planned.start
         while (stop := self._ledger.stop_of(start)) is not None:
             start = stop
         left = Block(min(start, self._planned.stop), self._planned.stop)
-        self._block = _OpenBlock(left, self._ledger.stage(self._run, start), self._sink)
+        stage = self._ledger.stage(self._run, start)
+        self._block = _OpenBlock(left, self._rows, stage, self._sink)
 
     def _commit(self, block: _OpenBlock) -> None:
         self._block = None
@@ -123,14 +128,22 @@ class Writer:
                 self._ledger.commit(block.path, block.done, block.n_failed, reasons)
             except OSError as error:
                 raise SinkError(
-                    f"block of row {block.done.start} cannot be committed: {error}"
+                    f"block of row {block.done.start} cannot be committed: {error}; what was "
+                    "committed is kept: make room or give access, and run the same command again"
                 ) from error
+
+
+class _Placed(NamedTuple):
+    """A record, and its place among the rows that blocks count."""
+
+    place: int
+    record: Record
 
 
 class _OpenBlock:
     """The block whose rows arrive now, and its stage file; of an empty block rows are dropped."""
 
-    def __init__(self, block: Block, path: Path, sink: Sink) -> None:
+    def __init__(self, block: Block, rows: Sequence[int], path: Path, sink: Sink) -> None:
         self._start, self.stop = block.start, block.stop
         self.path = path
         self.n_failed = 0
@@ -140,8 +153,9 @@ class _OpenBlock:
         if len(block) > 0:
             n_rows, self.n_failed = sink.recover(path)
             self._next = block.start + n_rows
-            self.reasons.add_unknown(block.start, self.n_failed)
-            self._file = open(path, "ab", buffering=0)  # noqa: SIM115
+            self.reasons.add_unknown(rows[block.start], self.n_failed)
+            with writing(path):
+                self._file = open(path, "ab", buffering=0)  # noqa: SIM115
 
     @property
     def done(self) -> Block:
@@ -155,18 +169,19 @@ class _OpenBlock:
             return False
         return self._next == self.stop or self._file.tell() >= MAX_BLOCK_BYTES
 
-    def append(self, sink: Sink, records: list[Record]) -> list[Record]:
+    def append(self, sink: Sink, placed: list[_Placed]) -> list[Record]:
         """Append the records that the file does not hold yet. Returns those."""
-        new = [record for record in records if record.index >= self._next]
+        new = [it for it in placed if it.place >= self._next]
+        records = [it.record for it in new]
         if new and self._file is not None:
-            assert new[0].index == self._next, "a row was lost or came twice"
-            sink.append(self._file, new)
-            self._next = new[-1].index + 1
-            for record in new:
+            assert new[0].place == self._next, "a row was lost or came twice"
+            sink.append(self._file, records)
+            self._next = new[-1].place + 1
+            for record in records:
                 if record.failed:
                     self.n_failed += 1
                     self.reasons.add(record.index, record.result)
-        return new
+        return records
 
     def finish(self) -> bool:
         """Close the file. Returns whether it holds rows that are to be committed."""
@@ -176,5 +191,6 @@ class _OpenBlock:
         self._file = None
         if self._next > self._start:
             return True
-        os.unlink(self.path)
+        with writing(self.path):
+            os.unlink(self.path)
         return False

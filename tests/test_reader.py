@@ -32,7 +32,7 @@ def test_reader_that_fills_a_batch_up_shows_that_it_lives() -> None:
         return False
 
     payload.wait_open = wait_open  # type: ignore[method-assign]
-    Reader(NO_JOB, [], (payload, results), seat, lambda: False).run()
+    Reader(NO_JOB, [], range(2), (payload, results), seat, lambda: False).run()
 
     payload.wait_open = None  # type: ignore[method-assign,assignment]
     assert payload.end == 4
@@ -51,7 +51,8 @@ def test_slow_source_does_not_hold_back_what_has_come(monkeypatch: pytest.Monkey
     monkeypatch.setattr(reader, "FLUSH_NS", 100_000_000)
     payload, results = Ring("payload", 16, 1, 64), Ring("results", 4, 4, 64)
     ((seat,),) = Board(["reader"], 1).workers
-    stage = Reader(NO_JOB, [Block(0, 7)], (payload, results), seat, lambda: False)
+    rings = (payload, results)
+    stage = Reader(NO_JOB, [Block(0, 7)], range(7), rings, seat, lambda: False)
     stage.open()
     stage.run()
 

@@ -225,7 +225,7 @@ def test_merge_overwrites_nothing(case: Case, tmp_path: Path) -> None:
 
 
 def test_missing_stage_file_is_an_error(case: Case, tmp_path: Path) -> None:
-    with pytest.raises(SinkError, match=r"cannot read the stage file .*gone: No such file"):
+    with pytest.raises(SinkError, match=r"cannot read .*gone: No such file"):
         case.open().merge([tmp_path / "gone"], tmp_path / "out")
 
 

@@ -177,7 +177,7 @@ def test_start_over_keeps_the_result_and_forgets_the_work(target: Target) -> Non
     target.start_over()
 
     assert target.path.read_text() == "result"
-    assert not target.ledger.exists()
+    assert target.ledger.begun() == {}
 
 
 def test_death_between_result_and_record_is_settled(

@@ -46,7 +46,7 @@ def make_writer(ledger: Ledger, ring: Ring, blocks: Sequence[Block]) -> Writer:
         model_path="m", model_type="classifier", input_oss_file="l", output_oss_file="o.jsonl"
     )
     seat = Board(["writer"], 1).workers[0][0]
-    made = Writer(job, KEYS, ledger, blocks, "run", ring, seat, 0)
+    made = Writer(job, KEYS, ledger, blocks, range(1 << 20), "run", ring, seat, 0)
     made.open()
     return made
 

@@ -12,6 +12,7 @@ a table). This module imports none of them before `open_sink`.
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,6 +79,27 @@ class Sink(Protocol):
 
         Raises:
             SinkError: when a stage file is missing or torn, or `out` exists or cannot be written.
+        """
+
+    def failures(self, result: Path) -> array[int]:
+        """Return the numbers of the error rows of a result that `merge` or `amend` has written.
+
+        Raises:
+            SinkError: when it cannot be read.
+        """
+
+    def amend(self, result: Path, rows: Sequence[int], stages: Iterable[Path], out: Path) -> int:
+        """Write a result again, with the rows of the stage files in the place of `rows`.
+
+        Args:
+            result: what `merge` or `amend` has written.
+            rows: ascending; the stage files hold as many rows.
+            stages, out: as of merge.
+
+        Returns: the number of rows of the whole result.
+
+        Raises:
+            SinkError: as merge, and when the result cannot be read.
         """
 
 
@@ -148,10 +170,10 @@ def writing(path: object) -> Iterator[None]:
 
 @contextmanager
 def reading(path: object) -> Iterator[None]:
-    """Turn an OSError of the block into a SinkError about reading the stage file `path`."""
+    """Turn an OSError of the block into a SinkError about reading `path`."""
     try:
         yield
     except OSError as error:
         raise SinkError(
-            f"cannot read the stage file {path}: {error.strerror or error}; start over with --fresh"
+            f"cannot read {path}: {error.strerror or error}; start over with --fresh"
         ) from error

@@ -16,7 +16,8 @@ written as \\n and \\r; machines should read `.jsonl`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -123,7 +124,7 @@ class LineSink:
     def recover(self, path: Path) -> Recovered:
         """Cut off a line without an end; see Sink."""
         n_rows = n_failed = size = 0
-        with reading(path):
+        with writing(path):
             if not path.exists():
                 return Recovered(0, 0)
             with open(path, "rb") as file:
@@ -146,6 +147,25 @@ class LineSink:
             sync(out.parent)
         return n_rows
 
+    def failures(self, result: Path) -> array[int]:
+        """Look at every line; see Sink."""
+        with reading(result), open(result, "rb") as file:
+            return array("q", (row for row, line in enumerate(file) if self._is_error(line)))
+
+    def amend(self, result: Path, rows: Sequence[int], stages: Iterable[Path], out: Path) -> int:
+        """Copy line by line; see Sink."""
+        new, places, n_rows = _lines(stages), iter(rows), 0
+        place = next(places, -1)
+        with reading(result), open(result, "rb") as old, writing(out), open(out, "xb") as file:
+            for n_rows, line in enumerate(old, 1):
+                if n_rows - 1 == place:
+                    line, place = next(new), next(places, -1)
+                file.write(line)
+        with writing(out):
+            sync(out)
+            sync(out.parent)
+        return n_rows
+
     def _is_error(self, line: bytes) -> bool:
         """Tell whether the result in `line` is that of a failed row."""
         start = line.rfind(ERROR_START)
@@ -156,6 +176,13 @@ class LineSink:
         except orjson.JSONDecodeError:
             return False  # it is only a part of the result
         return True
+
+
+def _lines(stages: Iterable[Path]) -> Iterator[bytes]:
+    """Yield the lines of stage files."""
+    for stage in stages:
+        with reading(stage), open(stage, "rb") as file:
+            yield from file
 
 
 def _copy_lines(stage: Path, out: BinaryIO, buffer: bytearray) -> int:

@@ -11,9 +11,11 @@ not depend on how the rows were spread over blocks, batches and workers.
 
 from __future__ import annotations
 
+import bisect
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -35,6 +37,7 @@ FRAME_BYTES = 64 << 20  # of text in a frame, unless a single row has more
 GROUP_BYTES = 64 << 20  # of text in a row group, likewise
 GROUP_ROWS = 1 << 17
 PART_BYTES = 256 << 20  # a file of a table is full after the row group that passes this
+ERROR_START = '{"error_stage":'
 JOIN_ROWS, JOIN_BYTES = 1024, 4 << 20
 OPTIONS: dict[str, Any] = {
     "compression": "zstd",  # measured on results: as fast as snappy at level 1, and 0.6 of its size
@@ -70,7 +73,7 @@ class ParquetSink:
 
     def recover(self, path: Path) -> Recovered:
         """Cut off a frame that is not whole; see Sink."""
-        with reading(path):
+        with writing(path):
             if not path.exists():
                 return Recovered(0, 0)
             with open(path, "r+b") as file:
@@ -81,7 +84,10 @@ class ParquetSink:
 
     def merge(self, stages: Iterable[Path], out: Path) -> int:
         """Write Parquet files; see Sink."""
-        groups = _row_groups(batch for stage in stages for batch in self._batches(stage))
+        return self._write_out((batch for stage in stages for batch in self._batches(stage)), out)
+
+    def _write_out(self, batches: Iterable[pa.RecordBatch], out: Path) -> int:
+        groups = _row_groups(batches)
         with writing(out):
             if self._is_table:
                 out.mkdir()
@@ -92,6 +98,32 @@ class ParquetSink:
                 n_rows = self._write(groups, iter((out,)), full_bytes=None)
             sync(out.parent)
         return n_rows
+
+    def failures(self, result: Path) -> array[int]:
+        """Look at the result column; see Sink."""
+        rows, start = array("q"), 0
+        for batch in self._published(result):
+            failed = pc.starts_with(batch.columns[-1], ERROR_START)
+            rows.extend(start + int(place) for place in np.flatnonzero(failed))
+            start += batch.num_rows
+        return rows
+
+    def amend(self, result: Path, rows: Sequence[int], stages: Iterable[Path], out: Path) -> int:
+        """Replace the results, not the keys; see Sink."""
+        new = (batch for stage in stages for batch in self._batches(stage))
+        return self._write_out(_amended(self._published(result), rows, new), out)
+
+    def _published(self, result: Path) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of Parquet files that this sink has written."""
+        paths = sorted(result.glob("part-*.parquet")) if result.is_dir() else [result]
+        for path in paths:
+            try:
+                with pq.ParquetFile(path) as file:
+                    for batch in file.iter_batches(JOIN_ROWS, use_threads=False):
+                        table = pa.Table.from_batches([batch]).cast(self._schema)
+                        yield from table.to_batches()
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise SinkError(f"cannot read {path}: {error}; start over with --fresh") from error
 
     def _batch(self, records: Sequence[Record]) -> pa.RecordBatch:
         columns: list[list[Any]] = [
@@ -194,6 +226,25 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
             start = stop
     if held:
         yield pa.Table.from_batches(held).combine_chunks()
+
+
+def _amended(
+    batches: Iterable[pa.RecordBatch], rows: Sequence[int], new: Iterator[pa.RecordBatch]
+) -> Iterator[pa.RecordBatch]:
+    """Replace the last column of some rows by that of the batches `new`, row for row."""
+    results = (result.as_py() for batch in new for result in batch.columns[-1])
+    start = 0
+    for batch in batches:
+        stop = start + batch.num_rows
+        first, last = bisect.bisect_left(rows, start), bisect.bisect_left(rows, stop)
+        if first < last:
+            mask = np.zeros(batch.num_rows, bool)
+            mask[np.asarray(rows[first:last]) - start] = True
+            there = pa.array(list(islice(results, last - first)), batch.schema.types[-1])
+            column = pc.replace_with_mask(batch.columns[-1], pa.array(mask), there)
+            batch = pa.RecordBatch.from_arrays([*batch.columns[:-1], column], schema=batch.schema)
+        yield batch
+        start = stop
 
 
 def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:

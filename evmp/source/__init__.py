@@ -12,7 +12,7 @@ Members: `parquet` (a file or a directory of them) and `filelist`, imported only
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Protocol
@@ -22,7 +22,7 @@ from evmp.key import KeyField
 if TYPE_CHECKING:
     from evmp.job import Job
 
-__all__ = ["KeyField", "Kind", "Row", "Source", "SourceInfo", "open_source"]
+__all__ = ["KeyField", "Kind", "Row", "Source", "SourceInfo", "open_source", "read_rows"]
 
 
 class Kind(IntEnum):
@@ -83,6 +83,18 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Close the files that `read` left open; the next `read` opens them again."""
+
+
+def read_rows(source: Source, rows: Sequence[int]) -> Iterator[Row]:
+    """Yield some rows of a source; their numbers ascend."""
+    if isinstance(rows, range):
+        yield from source.read(rows.start, rows.stop)
+        return
+    first = 0
+    for place in range(1, len(rows) + 1):
+        if place == len(rows) or rows[place] != rows[place - 1] + 1:
+            yield from source.read(rows[first], rows[place - 1] + 1)
+            first = place
 
 
 def open_source(job: Job) -> Source:
