@@ -64,6 +64,8 @@ class Bench:
         self._name = name
         self._packages = packages
         self.rows: list[Row] = []
+        self.tables: dict[str, list[dict[str, Any]]] = {}
+        """What else the script has found, by title; the rows of a table have the same keys."""
         print(
             f"{'case':28s} {'size':20s} {'n':>5s} {'median':>11s} {'p95':>11s} {'rate':>18s} ratio"
         )
@@ -104,6 +106,7 @@ class Bench:
                 "machine": machine(),
                 "versions": versions(self._packages),
                 "rows": [asdict(row) for row in self.rows],
+                "tables": self.tables,
             }
             self._json.write_text(json.dumps(document, indent=1))
 

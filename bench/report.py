@@ -66,11 +66,12 @@ def kernels(result: dict[str, Any]) -> str:
         ]
         for row in result["rows"]
     ]
-    return markdown(["size", "case", "median, us", "p95, us", "rate", "ratio"], rows)
+    table = markdown(["size", "case", "median, us", "p95, us", "rate", "ratio"], rows)
+    return "\n".join([table, tables(result)]) if result.get("tables") else table
 
 
 def tables(result: dict[str, Any]) -> str:
-    """Return the tables of the start, whose rows name their columns."""
+    """Return the tables whose rows name their columns."""
     parts = []
     for name, rows in result["tables"].items():
         cells = [[_cell(value) for value in row.values()] for row in rows]
@@ -132,7 +133,9 @@ def _spread(values: dict[str, float]) -> str:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.0f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.2f}" if abs(value) < 10 else f"{value:.0f}"
+    return str(value)
 
 
 def main(folder: str) -> None:
