@@ -7,7 +7,9 @@ them all. No intermediate image exists, whatever the mode.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from evmp import _native
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 Box = tuple[float, float, float, float]
 Rectangle = tuple[int, int, int, int]
+Points: TypeAlias = "np.ndarray[Any, np.dtype[np.float64]]"
 
 
 class Fit:
@@ -70,6 +73,21 @@ class Fit:
         if self._spec.resize == "letterbox":
             return whole, self._inner(height, width)
         return whole, everywhere
+
+    def to_image(self, points: Points, height: int, width: int) -> Points:
+        """Take points of the input back to where they are in an image; the inverse of `into`.
+
+        Args:
+            points: (..., 2) of x and y, in pixels of the input.
+            height, width: pixels of the image.
+
+        Returns: (..., 2) float64 of x and y, in pixels of the image; a point that lies outside it,
+            as in a letterbox's padding, is moved to the nearest edge.
+        """
+        (left, top, right, bottom), (x, y, columns, rows) = self.rectangles(height, width)
+        scale = (right - left) / columns, (bottom - top) / rows
+        there: Points = (points - np.array((x, y))) * scale + (left, top)
+        return there.clip(0, (width, height))
 
     def _crop(self, height: int, width: int) -> Box:
         """The centre crop of torchvision's Resize(short_side), CenterCrop(height, width)."""

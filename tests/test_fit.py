@@ -91,6 +91,30 @@ def test_centre_crop_is_torchvisions_own(height: int, width: int) -> None:
     assert round(top * rows / height) == round((rows - 224) / 2)
 
 
+@pytest.mark.parametrize("resize", ["stretch", "short_side", "letterbox"])
+@given(height=SIZES, width=SIZES, x=st.floats(0, 224), y=st.floats(0, 224))
+def test_points_of_the_input_go_back_to_where_they_came_from(
+    resize: str, height: int, width: int, x: float, y: float
+) -> None:
+    of = fit(resize=resize)
+    (left, top, right, bottom), (x0, y0, w, h) = of.rectangles(height, width)
+
+    back_x, back_y = of.to_image(np.array([x, y]), height, width)
+
+    assert 0 <= back_x <= width and 0 <= back_y <= height
+    there = [(back_x - left) / (right - left) * w + x0, (back_y - top) / (bottom - top) * h + y0]
+    if x0 <= x <= x0 + w and y0 <= y <= y0 + h:
+        np.testing.assert_allclose(there, [x, y], atol=1e-6)
+
+
+def test_points_in_the_padding_go_to_the_edge() -> None:
+    points = np.array([[[0, 0], [112, 112]], [[224, 56], [9, 300]]])
+
+    back = fit(resize="letterbox").to_image(points, 100, 200)
+
+    assert back.tolist() == [[[0, 0], [100, 50]], [[200, 0], [9 * 200 / 224, 100]]]
+
+
 def test_enough_is_what_the_input_or_its_short_side_needs() -> None:
     assert fit(resize="stretch", height=100, width=50).enough == (100, 50)
     assert fit(resize="short_side").enough == (256, 256)
