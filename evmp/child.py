@@ -6,13 +6,15 @@ import os
 import pickle
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from evmp import _native, errors, logs
 from evmp.stage import describe_exit, exit_now
 
 Result = TypeVar("Result")
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def call_in_child(
@@ -28,13 +30,17 @@ def call_in_child(
     """
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     parent = os.getpid()
+    # A signal to the whole job reaches the child, too. It would end there as it does here, with the
+    # clean-up of a job that still runs.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     pid = os.fork()
     if pid == 0:
         os.close(read_end)
-        _answer(function, write_end, parent)
-    os.close(write_end)
+        _answer(function, write_end, parent, unblocked)
     try:
         with open(read_end, "rb") as pipe:
+            os.close(write_end)
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             meanwhile()
             answer = pipe.read()
     except BaseException:
@@ -42,21 +48,27 @@ def call_in_child(
         raise
     finally:
         _, status = os.waitpid(pid, 0)
-    if not answer:
+    try:
+        result, error = pickle.loads(answer)
+    except (EOFError, pickle.UnpicklingError):  # it has died before its last byte
         cause = describe_exit(os.waitstatus_to_exitcode(status))
-        raise errors.WorkerDied(f"a helper process died: {cause}")
-    result, error = pickle.loads(answer)
+        raise errors.WorkerDied(f"a helper process died: {cause}") from None
     if error is not None:
         raise error
     value: Result = result
     return value
 
 
-def _answer(function: Callable[[], object], pipe: int, parent: int) -> None:
+def _answer(
+    function: Callable[[], object], pipe: int, parent: int, unblocked: Iterable[int]
+) -> None:
     code = 0
     try:
         _native.die_with_parent()
         if os.getppid() == parent:
+            for signum in _SIGNALS:
+                signal.signal(signum, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             logs.to_stderr()
             _send(pipe, _outcome(function))
     except BaseException:

@@ -102,3 +102,53 @@ def test_parent_works_meanwhile(tmp_path: Path) -> None:
 def test_failure_meanwhile_ends_the_child() -> None:
     with pytest.raises(ZeroDivisionError):
         call_in_child(lambda: time.sleep(600), lambda: 1 // 0)
+
+
+def test_death_in_the_middle_of_its_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def send(pipe: int, answer: bytes) -> None:
+        os.write(pipe, answer[:-1])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("evmp.child._send", send)
+
+    with pytest.raises(WorkerDied, match="SIGKILL"):
+        call_in_child(lambda: "a value")
+
+
+def test_signal_to_the_child_is_its_parents_to_answer() -> None:
+    def work() -> str:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        return "done"
+
+    assert call_in_child(work) == "done"
+
+
+def test_parent_hears_signals_as_before() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+    call_in_child(lambda: None)
+
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_signal_that_comes_with_the_fork_ends_the_parent_alone() -> None:
+    parent, fork = os.getpid(), os.fork
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise Interrupted(signum)
+
+    def fork_and_signal() -> int:
+        pid = fork()
+        os.kill(os.getpid(), signal.SIGTERM)
+        return pid
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Interrupted):
+            patch.setattr("evmp.child.os.fork", fork_and_signal)
+            call_in_child(signal.pause)
+    finally:
+        if os.getpid() != parent:
+            os._exit(1)
+        signal.signal(signal.SIGTERM, previous)
