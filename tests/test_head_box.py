@@ -30,7 +30,7 @@ def test_overlap_is_intersection_over_union() -> None:
     box = np.array([0.0, 0, 10, 10])
     others = np.array([[0.0, 0, 10, 10], [5, 0, 15, 10], [10, 0, 20, 10], [2, 2, 4, 4]])
 
-    assert overlap(box, others).tolist() == [1, 50 / 150, 0, 4 / 100]
+    assert overlap(box, others.T).tolist() == [1, 50 / 150, 0, 4 / 100]
 
 
 def random_boxes(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -43,8 +43,7 @@ def suppress(
 ) -> Numbers:
     """Choose boxes, the best first, each not too much like a better one of its group.
 
-    That is non-maximum suppression. Of equal scores the earlier box comes first. With 2,000 boxes
-    it takes 20 us for each that is chosen.
+    That is non-maximum suppression. Of equal scores the earlier box comes first.
 
     Args:
         boxes: (N, 4) corners; none is empty.
@@ -58,22 +57,35 @@ def suppress(
     order = np.argsort(-scores, kind="stable")
     if iou_threshold >= 1:
         return order[:limit]
+    columns, groups = boxes[order].T.copy(), groups[order]
+    chosen = [
+        _greedy(columns, np.flatnonzero(groups == group), iou_threshold, limit)
+        for group in np.unique(groups)
+    ]
+    ranks = np.sort(np.concatenate([np.zeros(0, np.int64), *chosen]))
+    places: Numbers = order[ranks[:limit]]
+    return places
+
+
+def _greedy(columns: Boxes, rest: Numbers, iou_threshold: float, limit: int) -> Numbers:
+    """Choose among the boxes `rest` of (4, N), the best of which comes first."""
     chosen: list[int] = []
-    while len(order) and len(chosen) < limit:
-        best, order = order[0], order[1:]
+    while len(rest) and len(chosen) < limit:
+        best, rest = rest[0], rest[1:]
         chosen.append(best)
-        is_like = overlap(boxes[best], boxes[order]) > iou_threshold
-        order = order[~(is_like & (groups[order] == groups[best]))]
+        rest = rest[overlap(columns[:, best], columns[:, rest]) <= iou_threshold]
     return np.array(chosen, np.int64)
 
 
-def overlap(box: Boxes, boxes: Boxes) -> Boxes:
-    """Return the intersection over union of a box, (4,), with each of some, (N, 4): (N,).
+def overlap(box: Boxes, columns: Boxes) -> Boxes:
+    """Return the intersection over union of a box, (4,), with each of (4, N): (N,).
 
     None may be empty.
     """
-    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
-    common = (high - low).clip(0).prod(axis=1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
-    share: Boxes = common / ((box[2:] - box[:2]).prod() + areas - common)
+    left, top, right, bottom = columns
+    width = np.minimum(box[2], right) - np.maximum(box[0], left)
+    height = np.minimum(box[3], bottom) - np.maximum(box[1], top)
+    common = width.clip(0) * height.clip(0)
+    both = (box[2] - box[0]) * (box[3] - box[1]) + (right - left) * (bottom - top)
+    share: Boxes = common / (both - common)
     return share
