@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from evmp.job import Job, job_schema
-from evmp.model.spec import ModelFile, ModelInput, ModelOutput, package_schema
+from evmp.model.spec import ModelBoxes, ModelFile, ModelInput, ModelOutput, package_schema
 from evmp.setting import Trait, expected, trait_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -45,8 +45,13 @@ def job_table() -> str:
 
 def package_table() -> str:
     """Return the reference of model.yaml, nested keys under their dotted path."""
-    parts = (ModelFile, ""), (ModelInput, "input."), (ModelOutput, "output.")
-    return _table([row for model, prefix in parts for _, row in _rows(model, prefix)])
+    parts: dict[str, type[BaseModel]] = {
+        "": ModelFile,
+        "input.": ModelInput,
+        "output.": ModelOutput,
+        "output.boxes.": ModelBoxes,
+    }
+    return _table([row for prefix, model in parts.items() for _, row in _rows(model, prefix)])
 
 
 GENERATED: dict[str, tuple[str, Callable[[], str]]] = {

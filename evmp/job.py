@@ -77,7 +77,7 @@ class Job(BaseModel):
     )
     model_type: ModelType = _model(
         ...,
-        f"what the model does; this version has {' and '.join(AVAILABLE_MODEL_TYPES)}",
+        f"what the model does; this version has {', '.join(AVAILABLE_MODEL_TYPES)}",
         example="classifier",
         result=True,
     )
@@ -85,7 +85,6 @@ class Job(BaseModel):
         "",
         "the output that is the feature; required with `model_type: feature_extractor`",
         result=True,
-        comes_with="model_type feature_extractor",
     )
     top_k: Integer = _model(
         0,
@@ -99,12 +98,14 @@ class Job(BaseModel):
         "the probability from which on a label counts as present",
         own=True,
         result=True,
-        comes_with="model_type multilabel_classifier",
         ge=0,
         le=1,
     )
     segmentation_output: Literal["both", "preds", "probs", "png"] = _model(
-        "both", "what a result holds", own=True, result=True, comes_with="model_type segmentor"
+        "both",
+        "what a segmentor's result holds; *not in this version: `png`*",
+        own=True,
+        result=True,
     )
     device: Literal["auto", "cpu", "cuda"] = _model(
         "auto", "where the model runs; `auto` is the GPU where there is one", own=True

@@ -15,7 +15,22 @@ from evmp.value import scheme
 if TYPE_CHECKING:
     from evmp.job import Job
 
-AVAILABLE_MODEL_TYPES = ("classifier",)
+AVAILABLE_MODEL_TYPES = (
+    "feature_extractor",
+    "classifier",
+    "multilabel_classifier",
+    "detector",
+    "segmentor",
+)
+# Keys that one type of model heeds, and those of them that it cannot do without.
+HEEDED_BY = {
+    "feature_name": "feature_extractor",
+    "top_k": "classifier",
+    "multilabel_threshold": "multilabel_classifier",
+    "segmentation_output": "segmentor",
+    "user_predictor_cls": "self_define",
+}
+REQUIRED = ("feature_name", "user_predictor_cls")
 
 
 def clashes(job: Job) -> Iterator[Clash]:
@@ -69,11 +84,11 @@ def _sizes(job: Job) -> Iterator[Clash]:
 
 
 def _model(job: Job) -> Iterator[Clash]:
-    for kind, key in (("feature_extractor", "feature_name"), ("self_define", "user_predictor_cls")):
-        value = getattr(job, key)
-        if job.model_type == kind and not value:
+    for key, kind in HEEDED_BY.items():
+        is_default = getattr(job, key) == type(job).model_fields[key].default
+        if job.model_type == kind and is_default and key in REQUIRED:
             yield Clash((key, "model_type"), f"required with model_type {kind}, but missing")
-        if value and job.model_type != kind:
+        if job.model_type != kind and not is_default:
             message = f"set with model_type {job.model_type}, expected only with {kind}"
             yield Clash((key, "model_type"), message)
 
@@ -93,6 +108,9 @@ def _not_available(job: Job) -> Iterator[Clash]:
         if feature and value != field.default:
             message = f"not available in this version, comes with {feature}"
             yield Clash((name,), message)
+    if job.segmentation_output == "png":
+        message = "png is not available in this version, comes with output_dir; expected both, "
+        yield Clash(("segmentation_output",), f"{message}preds or probs")
     if job.model_type not in AVAILABLE_MODEL_TYPES:
         message = f"{job.model_type} is not available in this version, expected "
         yield Clash(("model_type",), message + " or ".join(AVAILABLE_MODEL_TYPES))

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import orjson
 import pytest
 
 from evmp.errors import ModelError
-from evmp.head import open_head
-from evmp.head.classifier import Classifier
+from evmp.head import Head, open_head
 from evmp.model.package import ModelInput, ModelOutput, ModelPackage
 
 LABELS = ("coho1", "coho2", "coho3", "coho4")
@@ -25,13 +25,13 @@ def package_of(labels=LABELS, **output) -> ModelPackage:
     )
 
 
-def head_of(n_classes=4, top_k=0, **options) -> Classifier:
-    head = Classifier(package_of(**options), top_k=top_k)
+def head_of(n_classes=4, top_k=0, **options) -> Head:
+    head = open_head(package_of(**options), SimpleNamespace(top_k=top_k))
     head.check([{"0": np.zeros(n_classes, np.float32)}])
     return head
 
 
-def result_of(head: Classifier, scores) -> dict:
+def result_of(head: Head, scores) -> dict:
     (result,) = head.results([{"0": np.asarray(scores, np.float32)}], [(375, 500)])
     return json.loads(result)
 
@@ -169,7 +169,7 @@ def test_labels_that_do_not_fit_are_refused_with_both_shapes(n_classes, offset, 
 )
 def test_what_is_no_classifiers_output_is_refused(outputs, message):
     with pytest.raises(ModelError) as caught:
-        Classifier(package_of(), top_k=0).check([outputs])
+        open_head(package_of(), SimpleNamespace(top_k=0)).check([outputs])
 
     assert message in str(caught.value)
 
@@ -189,13 +189,3 @@ def test_infinity_fails_the_row(activation):
 def test_another_number_of_classes_later_fails_the_row():
     with pytest.raises(ModelError, match="returned 3 classes, at first it was 4"):
         result_of(head_of(), [0, 1, 2])
-
-
-def test_open_head_takes_top_k_from_the_job():
-    class Job:
-        top_k = 2
-
-    head = open_head(package_of(), Job())
-    head.check([{"0": LOGITS}])
-
-    assert len(result_of(head, LOGITS)["class_probs"]) == 2

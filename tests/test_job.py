@@ -353,7 +353,11 @@ def test_processes_may_be_json_or_yaml_one_or_many(tmp_path: Path, value: object
         ({"sample_fps": 1}, "sample_fps: not available in this version, comes with video"),
         ({"output_dir": "x"}, "output_dir: not available in this version, comes with custom code"),
         ({"useSparseClusterSchema": True}, "useSparseClusterSchema: not available in this vers"),
-        ({"model_type": "detector"}, "model_type: detector is not available in this version, exp"),
+        ({"model_type": "text_detector"}, "model_type: text_detector is not available in this ver"),
+        (
+            {"model_type": "segmentor", "segmentation_output": "png"},
+            "segmentation_output: png is not available in this version, comes with output_dir",
+        ),
         ({"model_path": "OSS://b.h/x"}, "model_path: oss:// is not available in this version"),
         ({"input_table": "s3://b/x"}, "input_table: s3:// is not available in this version"),
         ({"output_table": "odps://p/tables/t/a=1/b=2"}, "output_table: odps:// is not available"),
@@ -386,6 +390,10 @@ def test_credentials_keys_are_accepted_where_nothing_is_in_the_cloud(tmp_path: P
         ({"model_type": "feature_extractor"}, "required with model_type feature_extractor"),
         ({"model_type": "self_define"}, "required with model_type self_define"),
         ({"user_predictor_cls": "a.B"}, "expected only with self_define"),
+        ({"feature_name": "logits"}, "expected only with feature_extractor"),
+        ({"multilabel_threshold": 0.3}, "expected only with multilabel_classifier"),
+        ({"segmentation_output": "preds"}, "expected only with segmentor"),
+        ({"model_type": "detector", "top_k": 3}, "expected only with classifier"),
         ({"decode_keep_size": 10}, "expected less than decode_batch_size, which is 10"),
     ],
 )

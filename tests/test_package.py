@@ -42,13 +42,16 @@ def make(folder: Path, model_yaml: str | None = "model_type: classifier\n", **fi
     return folder
 
 
-def load(folder: Path, model_yaml: str, **files: str) -> ModelPackage:
-    return load_package(make(folder / "model", f"model_type: classifier\n{model_yaml}", **files))
+def load(
+    folder: Path, model_yaml: str, model_type: str = "classifier", **files: str
+) -> ModelPackage:
+    text = f"model_type: {model_type}\n{model_yaml}"
+    return load_package(make(folder / "model", text, **files))
 
 
-def problems(folder: Path, model_yaml: str, **files: str) -> list[str]:
+def problems(folder: Path, model_yaml: str, **options: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        load(folder, model_yaml, **files)
+        load(folder, model_yaml, **options)
     return str(caught.value).replace(f"{folder}/model/", "").splitlines()
 
 
@@ -62,7 +65,7 @@ def test_the_defaults_are_torchvisions_for_imagenet(tmp_path: Path) -> None:
     assert package.input.scale == 1 / 255
     assert package.input.mean == (0.485, 0.456, 0.406)
     assert package.input.std == (0.229, 0.224, 0.225)
-    assert package.output.activation == "softmax"
+    assert package.activation == "softmax"
 
 
 def test_a_single_pt_file_is_a_package_with_the_defaults(tmp_path: Path) -> None:
@@ -143,7 +146,16 @@ def test_the_short_side_keeps_the_usual_proportion(
         ("output: {labels: [a, 5]}", 'output.labels: got ["a", 5], expected text or a list'),
         ("output: {labels: no.txt}", "output.labels: no.txt: cannot be read: no such file"),
         ("output: {labels: ../labels.txt}", 'output.labels: got "../labels.txt", expected a file'),
-        ("output: {activation: relu}", 'output.activation: got "relu", expected softmax, sigmoid'),
+        (
+            "output: {activation: relu}",
+            'output.activation: got "relu", expected auto, softmax, sig',
+        ),
+        ("output: {names: [a, a]}", 'output.names: got ["a", "a"], expected names that differ'),
+        ("output: {names: {a: x, b: x}}", 'output.names: got ["x", "x"], expected names that diff'),
+        ("output: {names: 5}", "output.names: got 5, expected a list or a mapping"),
+        ("output: {pooling: flatten}", "output.pooling: set with model_type: classifier, expected"),
+        ("output: {boxes: {layout: separate, unit: pixels}}", 'output.boxes.unit: got "pixels", e'),
+        ("output: {boxes: {unit: fraction}}", "output.boxes: set with model_type: classifier, exp"),
         ("weights: /etc/passwd", 'weights: got "/etc/passwd", expected a file inside the package'),
         ("weights: a/../../b", 'weights: got "a/../../b", expected a file inside the package'),
         ("weights: b.pt", 'weights: "b.pt" is not a file in '),
@@ -170,10 +182,64 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
 def test_a_model_type_is_required_and_must_be_one_that_works(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model_type: required but missing"):
         load_package(make(tmp_path / "a", "precision: fp16\n"))
-    with pytest.raises(ConfigError, match="model_type: detector is not available in this version"):
-        load_package(make(tmp_path / "b", "model_type: detector\n"))
+    with pytest.raises(ConfigError, match="model_type: text_spotter is not available in this ve"):
+        load_package(make(tmp_path / "b", "model_type: text_spotter\n"))
     with pytest.raises(ConfigError, match=r"model.yaml: empty"):
         load_package(make(tmp_path / "c", ""))
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (
+            "labels: [a]",
+            "output.labels: set with model_type: feature_extractor, expected only with ",
+        ),
+        ("activation: softmax", "output.activation: set with model_type: feature_extractor, expec"),
+    ],
+)
+def test_what_a_feature_does_not_need_is_refused(tmp_path: Path, output: str, message: str) -> None:
+    (found,) = problems(tmp_path, f"output: {{{output}}}\n", model_type="feature_extractor")
+
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    ("boxes", "message"),
+    [
+        (
+            "across_classes: true",
+            "boxes.across_classes: set without iou_threshold, expected an iou",
+        ),
+        ("layout: box_score_class, background_last: true", "expected only where classes have col"),
+        ("iou_threshold: 0", "boxes.iou_threshold: got 0, expected a number above 0, at most 1"),
+    ],
+)
+def test_boxes_that_contradict_themselves_are_refused(
+    tmp_path: Path, boxes: str, message: str
+) -> None:
+    (found,) = problems(tmp_path, f"output: {{boxes: {{{boxes}}}}}\n", model_type="detector")
+
+    assert message in found
+
+
+@pytest.mark.parametrize(
+    ("model_type", "activation"),
+    [
+        ("classifier", "softmax"),
+        ("segmentor", "softmax"),
+        ("multilabel_classifier", "sigmoid"),
+        ("detector", "none"),
+    ],
+)
+def test_each_type_has_its_usual_activation(
+    tmp_path: Path, model_type: str, activation: str
+) -> None:
+    make(tmp_path / "model", f"model_type: {model_type}\n")
+    assert load_package(tmp_path / "model").activation == activation
+
+    make(tmp_path / "model", f"model_type: {model_type}\noutput: {{activation: sigmoid}}\n")
+    assert load_package(tmp_path / "model").activation == "sigmoid"
 
 
 def test_labels_come_from_a_file_beside_it(tmp_path: Path) -> None:

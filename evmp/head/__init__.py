@@ -3,7 +3,12 @@
 A head knows no torch and no adapter: it takes numpy arrays by name and gives bytes. It works row by
 row, so that a result does not depend on the batch. Predictor processes use them.
 
-    classifier      class probabilities
+    classifier              class probabilities
+    multilabel_classifier   labels, each with a probability of its own
+    feature_extractor       a vector
+    detector                boxes; `layout` takes the model's outputs apart, `box` calculates
+    segmentor               a class a pixel
+    array                   what they share
 """
 
 from __future__ import annotations
@@ -11,7 +16,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from evmp.errors import ModelError
+from evmp.head.array import Row, shapes_of
 from evmp.head.classifier import Classifier
+from evmp.head.detector import Detector
+from evmp.head.feature_extractor import FeatureExtractor
+from evmp.head.multilabel_classifier import MultilabelClassifier
+from evmp.head.segmentor import Segmentor
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -36,10 +47,65 @@ class Head(Protocol):
             sizes: (height, width) of the original images, in pixels.
 
         Raises:
-            ModelError: an output has another shape than at the check, or holds NaN or infinity.
+            ModelError: an output has another shape than at the check, or holds NaN or infinity
+                where that is no answer.
         """
 
 
 def open_head(package: ModelPackage, job: Job) -> Head:
     """Make the head for the package's type of model, which the job must have been checked for."""
-    return Classifier(package, top_k=job.top_k)
+    return Opened(_head(package, job), package)
+
+
+def _head(package: ModelPackage, job: Job) -> Head:
+    match package.model_type:
+        case "feature_extractor":
+            return FeatureExtractor(package, feature_name=job.feature_name)
+        case "multilabel_classifier":
+            return MultilabelClassifier(package, threshold=job.multilabel_threshold)
+        case "detector":
+            return Detector(package)
+        case "segmentor":
+            return Segmentor(package, parts=job.segmentation_output)
+        case _:
+            return Classifier(package, top_k=job.top_k)
+
+
+class Opened:
+    """A head that knows the model's outputs by the names of `output.names`."""
+
+    def __init__(self, head: Head, package: ModelPackage) -> None:
+        self._head, self._package = head, package
+        self._names = package.output.names
+
+    def check(self, outputs: Outputs) -> None:
+        try:
+            self._head.check([self._renamed(row) for row in outputs])
+        except ModelError as error:
+            raise ModelError(f"{self._package.weights}: {error}") from None
+
+    def results(self, outputs: Outputs, sizes: Sequence[tuple[int, int]]) -> list[bytes]:
+        return self._head.results([self._renamed(row) for row in outputs], sizes)
+
+    def _renamed(self, row: Row) -> Row:
+        """Return an image's outputs under their new names.
+
+        Raises:
+            ModelError: `output.names` does not fit them.
+        """
+        names = self._names
+        if isinstance(names, dict):
+            is_fit = names.keys() <= row.keys()
+            fresh = [names.get(name, name) for name in row]
+        else:
+            is_fit = len(names) == len(row) and all(name.isdecimal() for name in row)
+            fresh = list(names)
+        if not names:
+            return row
+        if not is_fit or len(set(fresh)) < len(fresh):
+            raise ModelError(
+                f"the model returned {shapes_of(row)} for an image, which output.names does not "
+                "fit; expected a list of as many names, where the outputs are numbered, or a "
+                "mapping of names that are there to new ones"
+            )
+        return dict(zip(fresh, row.values(), strict=True))

@@ -19,15 +19,23 @@ from typing import Any
 
 from evmp.document import Document, read_document, read_text
 from evmp.errors import ConfigError, ModelError, Problem
-from evmp.model.spec import ModelFile, ModelInput, ModelOutput
+from evmp.model.spec import ModelBoxes, ModelFile, ModelInput, ModelOutput
 from evmp.setting import build, show
 
-__all__ = ["ModelInput", "ModelOutput", "ModelPackage", "check_model_type", "load_package"]
+__all__ = [
+    "ModelBoxes",
+    "ModelInput",
+    "ModelOutput",
+    "ModelPackage",
+    "check_model_type",
+    "load_package",
+]
 
 MODEL_FILE = "model.yaml"
 WEIGHTS_SUFFIX = ".pt"
 MAX_LABEL_BYTES = 16 << 20
 BACKGROUND = "background"
+USUAL_ACTIVATION = {"multilabel_classifier": "sigmoid", "detector": "none"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +50,12 @@ class ModelPackage:
     output: ModelOutput
     labels: tuple[str, ...]
     """The names as listed, of the classes from `output.label_offset` on; empty without labels."""
+
+    @property
+    def activation(self) -> str:
+        """What turns scores into probabilities: `softmax`, `sigmoid` or `none`."""
+        given = self.output.activation
+        return USUAL_ACTIVATION.get(self.model_type, "softmax") if given == "auto" else given
 
     def class_names(self, n_classes: int) -> tuple[str, ...]:
         """Name the classes 0 to `n_classes` - 1, each differently.

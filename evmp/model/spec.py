@@ -23,13 +23,32 @@ from pydantic import (
 from typing_extensions import Self
 
 from evmp.rule import AVAILABLE_MODEL_TYPES
-from evmp.setting import Clash, Integer, Number, from_text, key, raise_clashes, schema_of, show
+from evmp.setting import (
+    Clash,
+    Integer,
+    Number,
+    Truth,
+    from_text,
+    key,
+    raise_clashes,
+    schema_of,
+    show,
+)
 from evmp.value import ModelType
 
 # torchvision resizes to 256 and crops 224; other sizes keep that proportion.
 CROP_FRACTION = 224 / 256
 
-PACKAGE, INPUT, OUTPUT = "Package", "Input", "Output"
+PACKAGE, INPUT, OUTPUT, BOXES = "Package", "Input", "Output", "Boxes"
+
+LABELLED = ("classifier", "multilabel_classifier", "detector", "segmentor")
+# The types that heed a key of `output`.
+HEEDED_BY = {
+    "activation": LABELLED,
+    "labels": LABELLED,
+    "pooling": ("feature_extractor",),
+    "boxes": ("detector",),
+}
 
 
 def _triple(value: object) -> object:
@@ -46,6 +65,13 @@ def _fraction(value: object) -> object:
     except (ValueError, ZeroDivisionError):
         message = f"got {show(value)}, expected a number or a fraction such as 1/255"
         raise ValueError(message) from None
+
+
+def _distinct(value: Any) -> Any:
+    names = list(value.values() if isinstance(value, dict) else value)
+    if len(set(names)) < len(names):
+        raise ValueError(f"got {show(names)}, expected names that differ")
+    return value
 
 
 def _inside(value: str) -> str:
@@ -68,6 +94,9 @@ Color = Annotated[tuple[Level, Level, Level], BeforeValidator(_triple)]
 InnerFile = Annotated[str, AfterValidator(_inside)]
 Label = Annotated[str, Field(min_length=1)]
 Labels = Annotated[InnerFile | tuple[Label, ...], BeforeValidator(_triple)]
+OutputNames = Annotated[
+    tuple[Label, ...] | dict[Label, Label], BeforeValidator(_triple), AfterValidator(_distinct)
+]
 
 
 class ModelInput(BaseModel):
@@ -109,13 +138,62 @@ class ModelInput(BaseModel):
         return self.resize_size or round(max(self.height, self.width) / CROP_FRACTION)
 
 
+class ModelBoxes(BaseModel):
+    """How a detector's output becomes boxes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    layout: Literal["separate", "box_classes", "box_objectness_classes", "box_score_class"] = key(
+        BOXES,
+        "separate",
+        "what holds boxes, scores and classes: outputs of their own, or the columns of one",
+    )
+    transposed: Truth = key(
+        BOXES, False, "the boxes are along the last axis, (4 + classes, N) for (N, 4 + classes)"
+    )
+    format: Literal["xyxy", "yxyx", "xywh", "cxcywh"] = key(
+        BOXES,
+        "xyxy",
+        "the four numbers of a box: corners; left, top, width, height; or the centre's x and y, "
+        "width, height",
+    )
+    unit: Literal["pixel", "fraction"] = key(
+        BOXES, "pixel", "what they count: pixels of the model's input, or fractions of its sides"
+    )
+    background_last: Truth = key(
+        BOXES, False, "the last column of class scores stands for nothing, as DETR has it"
+    )
+    score_threshold: Number = key(BOXES, 0.05, "boxes with a lower score are dropped", ge=0, le=1)
+    iou_threshold: Number = key(
+        BOXES,
+        1.0,
+        "of two boxes of a class whose intersection over union is larger the worse is dropped; 1 "
+        "drops none, for a model that has done it itself",
+        gt=0,
+        le=1,
+    )
+    across_classes: Truth = key(BOXES, False, "do so whatever the classes of the two are")
+    max_detections: Integer = key(
+        BOXES, 300, "the best so many boxes of an image are kept", ge=1, le=100_000
+    )
+
+
 class ModelOutput(BaseModel):
     """How the model's output becomes a result."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    activation: Literal["softmax", "sigmoid", "none"] = key(
-        OUTPUT, "softmax", "what turns the output into probabilities; `none` where it holds them"
+    names: OutputNames = key(
+        OUTPUT,
+        (),
+        "names for the model's outputs: a list where it returns them in order, called 0, 1 and so "
+        "on, or a mapping of its names to others",
+    )
+    activation: Literal["auto", "softmax", "sigmoid", "none"] = key(
+        OUTPUT,
+        "auto",
+        "what turns scores into probabilities; `none` where they are; `auto` is softmax for "
+        "classifier and segmentor, sigmoid for multilabel_classifier, none for detector",
     )
     labels: Labels = key(
         OUTPUT,
@@ -126,6 +204,10 @@ class ModelOutput(BaseModel):
     label_offset: Integer = key(
         OUTPUT, 0, "the class of the first label; 1 where class 0 is the background", ge=0, le=1000
     )
+    pooling: Literal["average", "flatten"] = key(
+        OUTPUT, "average", "how a feature of (C, H, W) becomes a list: C means, or all its numbers"
+    )
+    boxes: ModelBoxes = key(OUTPUT, ModelBoxes(), "how a detector's output becomes boxes")
 
 
 class ModelFile(BaseModel):
@@ -166,6 +248,23 @@ def _clashes(spec: ModelFile) -> Iterator[Clash]:
             yield Clash((f"input.{name}",), message)
     if spec.output.label_offset and not spec.output.labels:
         yield Clash(("output.label_offset",), "set without labels, expected labels as well")
+    yield from _unheeded(spec)
+    boxes = spec.output.boxes
+    if boxes.across_classes and boxes.iou_threshold == 1:
+        message = "set without iou_threshold, expected an iou_threshold below 1 as well"
+        yield Clash(("output.boxes.across_classes",), message)
+    if boxes.background_last and boxes.layout == "box_score_class":
+        message = "set with layout: box_score_class, expected only where classes have columns"
+        yield Clash(("output.boxes.background_last",), message)
     if spec.model_type not in AVAILABLE_MODEL_TYPES:
         message = f"{spec.model_type} is not available in this version, expected "
         yield Clash(("model_type",), message + " or ".join(AVAILABLE_MODEL_TYPES))
+
+
+def _unheeded(spec: ModelFile) -> Iterator[Clash]:
+    """Yield the keys of `output` that say nothing to a model of this type."""
+    for name, types in HEEDED_BY.items():
+        is_default = getattr(spec.output, name) == ModelOutput.model_fields[name].default
+        if not is_default and spec.model_type not in types:
+            message = f"set with model_type: {spec.model_type}, expected only with "
+            yield Clash((f"output.{name}", "model_type"), message + " or ".join(types))

@@ -1,0 +1,106 @@
+"""One class a pixel, at the model's output size: `{"preds": [H, W], "probs": [H, W, C]}`.
+
+`segmentation_output` says which of the two a result holds. A pixel's class is that of its highest
+score, of equal ones the lowest number. A model of one class gives 1 where its probability is at
+least 0.5, and 0 elsewhere. A model that ends in an argmax gives class numbers, and has no `probs`.
+A pixel whose best score is NaN or infinite fails the row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from evmp.errors import ModelError
+from evmp.head.array import Array, Row, activate, check_finite, class_names, dump, pick
+
+if TYPE_CHECKING:
+    from evmp.model import Outputs
+    from evmp.model.package import ModelPackage
+
+FOREGROUND = 0.5
+"""The probability from which on a pixel is of the one class of a model that has no other."""
+
+
+class Segmentor:
+    """The head of `model_type: segmentor`."""
+
+    def __init__(self, package: ModelPackage, *, parts: str) -> None:
+        """Make the head of a package.
+
+        Args:
+            parts: `preds`, `probs` or `both`.
+        """
+        self._package = package
+        self._parts = ("preds", "probs") if parts == "both" else (parts,)
+        self._shape: tuple[int, ...] = ()
+
+    def check(self, outputs: Outputs) -> None:
+        found = _map_of(outputs[0])
+        self._shape = found.shape
+        if found.ndim == 2:
+            self._check_numbers(found)
+        elif found.shape[0] > 1:
+            class_names(self._package, found.shape)
+        elif self._package.activation == "softmax":
+            raise ModelError(
+                f"the model returned {(1, *found.shape)} for an image, one class, which softmax "
+                "makes 1 everywhere; set output.activation: sigmoid, or none"
+            )
+
+    def results(self, outputs: Outputs, sizes: Sequence[tuple[int, int]]) -> list[bytes]:
+        return [self._result(_map_of(row)) for row in outputs]
+
+    def _check_numbers(self, found: Array) -> None:
+        if "probs" in self._parts:
+            raise ModelError(
+                f"the model returned class numbers, {(1, *found.shape)} {found.dtype} for an "
+                "image, which have no probabilities; set segmentation_output: preds in the job"
+            )
+
+    def _result(self, found: Array) -> bytes:
+        if found.shape != self._shape:
+            raise ModelError(
+                f"the model returned {(1, *found.shape)} for this image, at first it was "
+                f"{(1, *self._shape)}"
+            )
+        parts = {"preds": self._preds, "probs": self._probs}
+        return dump({name: parts[name](found) for name in self._parts})
+
+    def _preds(self, found: Array) -> Array:
+        """Return (H, W) integers."""
+        if found.ndim == 2:
+            return found
+        if len(found) == 1:
+            foreground = activate(found[0], self._package.activation) >= np.float32(FOREGROUND)
+            return foreground.astype(np.uint8)
+        check_finite(found.max(axis=0))
+        preds: Array = found.argmax(axis=0)
+        return preds
+
+    def _probs(self, found: Array) -> Array:
+        """Return (H, W, C) float32."""
+        probabilities = activate(found, self._package.activation, axis=0)
+        return np.ascontiguousarray(probabilities.transpose(1, 2, 0))
+
+
+def _map_of(row: Row) -> Array:
+    """Return the (C, H, W) scores of an image, or its (H, W) class numbers.
+
+    Raises:
+        ModelError: the model gave anything else.
+    """
+    found = pick(row, "out", "the score of each class at each pixel")
+    if found.dtype == np.bool_:
+        found = found.astype(np.uint8)
+    is_number = np.issubdtype(found.dtype, np.integer)
+    if is_number and found.ndim == 3 and len(found) == 1:
+        found = found[0]
+    if found.size == 0 or found.ndim != (2 if is_number else 3):
+        raise ModelError(
+            f"the model returned {(1, *found.shape)} {found.dtype} for an image, expected "
+            "(1, classes, height, width) scores or (1, height, width) integers"
+        )
+    return found

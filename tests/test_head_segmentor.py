@@ -1,0 +1,110 @@
+"""Every number of a segmentation, and the outputs that are none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from modelfolder import head_of, result_of
+
+from evmp.errors import ModelError
+
+SCORES = np.random.default_rng(0).normal(size=(3, 2, 4)).astype(np.float32)
+
+
+def segments_of(array: np.ndarray, **options: Any) -> dict[str, Any]:
+    return result_of(head_of("segmentor", **options), {"0": array})
+
+
+def probabilities(scores: np.ndarray) -> np.ndarray:
+    """(C, H, W) scores to (H, W, C) probabilities, as a textbook has it."""
+    powers = np.exp(scores.astype(np.float64))
+    return (powers / powers.sum(0)).astype(np.float32).transpose(1, 2, 0)
+
+
+def test_every_number_of_a_result() -> None:
+    result = segments_of(SCORES)
+
+    assert list(result) == ["preds", "probs"]
+    assert result["preds"] == SCORES.argmax(0).tolist()
+    np.testing.assert_array_equal(np.float32(result["probs"]), probabilities(SCORES))
+
+
+@pytest.mark.parametrize("part", ["preds", "probs"])
+def test_the_job_says_what_a_result_holds(part: str) -> None:
+    result = segments_of(SCORES, segmentation_output=part)
+
+    assert result == {part: segments_of(SCORES)[part]}
+
+
+def test_of_equal_scores_the_lower_class_is_taken() -> None:
+    assert segments_of(np.zeros((3, 1, 2), np.float32))["preds"] == [[0, 0]]
+
+
+def test_one_class_is_there_or_not() -> None:
+    result = segments_of(np.float32([[[-1, 0, 2]]]), output={"activation": "sigmoid"})
+
+    assert result["preds"] == [[0, 1, 1]]
+    expected = (1 / (1 + np.exp([1.0, 0, -2]))).astype(np.float32)
+    assert [np.float32(x) for (x,) in result["probs"][0]] == list(expected)
+
+
+def test_one_class_by_softmax_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"\(1, 1, 2, 4\) .* set output.activation: sigmoid"):
+        segments_of(SCORES[:1])
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint8, np.bool_])
+@pytest.mark.parametrize("shape", [(2, 3), (1, 2, 3)])
+def test_class_numbers_are_passed_on(dtype: type, shape: tuple[int, ...]) -> None:
+    numbers = np.array([[0, 1, 1], [1, 0, 1]]).astype(dtype).reshape(shape)
+
+    result = segments_of(numbers, segmentation_output="preds")
+
+    assert result == {"preds": [[0, 1, 1], [1, 0, 1]]}
+
+
+def test_class_numbers_have_no_probabilities() -> None:
+    with pytest.raises(
+        ModelError, match=r"class numbers, \(1, 2, 3\) int64 .* segmentation_output"
+    ):
+        segments_of(np.zeros((2, 3), np.int64))
+
+
+def test_torchvisions_main_output_is_taken() -> None:
+    result = result_of(head_of("segmentor"), {"aux": np.zeros((9, 1, 1)), "out": SCORES})
+
+    assert result == segments_of(SCORES)
+
+
+def test_labels_fewer_than_classes_are_refused() -> None:
+    message = r"returned \(1, 3, 2, 4\) for an image, expected \(1, 2, 2, 4\) for 2 labels from cl"
+    with pytest.raises(ModelError, match=message):
+        segments_of(SCORES, labels=("cat", "dog"))
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 4), (2, 3, 4, 5), (0, 2, 2), (3, 0, 2)])
+def test_what_is_no_segmentation_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(
+        ModelError, match=r"float32 for an image, expected \(1, classes, height, wi"
+    ):
+        segments_of(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("part", ["preds", "probs", "both"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_score_that_is_no_number_fails_the_row(part: str, bad: float) -> None:
+    scores = SCORES.copy()
+    scores[1, 1, 1] = bad
+
+    with pytest.raises(ModelError, match="NaN or infinity for this image"):
+        segments_of(scores, segmentation_output=part)
+
+
+def test_another_shape_later_fails_the_row() -> None:
+    head = head_of("segmentor")
+    head.check([{"0": SCORES}])
+
+    with pytest.raises(ModelError, match=r"\(1, 2, 2, 4\) for this image, at first it was \(1, 3,"):
+        head.results([{"0": SCORES[:2]}], [(9, 9)])
