@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Frames: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 # One dict a row: the outputs by name, without the batch axis, as float32 or integers. What a model
-# returns in order, or alone, is called "0", "1" and so on.
+# returns in order, or alone, is called "0", "1" and so on. Where a model returns a list of one dict
+# a row, as torchvision's detectors do, the outputs of each row may have another length.
 Outputs: TypeAlias = "list[dict[str, np.ndarray[Any, Any]]]"
 
 

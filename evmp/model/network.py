@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Finish: TypeAlias = Callable[[Any], Any]
 Triple: TypeAlias = tuple[float, float, float]
-Arrays: TypeAlias = "dict[str, np.ndarray[Any, Any]]"
+Array: TypeAlias = "np.ndarray[Any, Any]"
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +118,7 @@ class CpuNetwork:
             _native.normalize(frames[row], place, *self._size, scale=self._scale, bias=self._bias)
         with torch.inference_mode():
             tensor = self._input.contiguous(memory_format=self._layout)
-            outputs = to_arrays(run(self._module, tensor), self.rows_at_once)
-        return rows_of(outputs, range(len(rows)))
+            return to_rows(run(self._module, tensor), self.rows_at_once)[: len(rows)]
 
 
 class BatchNetwork:
@@ -167,8 +166,7 @@ class BatchNetwork:
             frames = frames[places]
         with torch.inference_mode():
             batch = run(self._normalize, frames).contiguous(memory_format=self._layout)
-            outputs = to_arrays(run(self._module, batch), len(frames))
-        return rows_of(outputs, range(len(rows)))
+            return to_rows(run(self._module, batch), len(frames))[: len(rows)]
 
     def _halve(self) -> None:
         """Take half as many rows at once from now on: the card's memory does not hold more."""
@@ -194,11 +192,6 @@ def filled_up(rows: Sequence[int], n: int) -> list[int]:
     in it, so that they fail for no other's sake.
     """
     return [rows[i % len(rows)] for i in range(n)]
-
-
-def rows_of(outputs: Arrays, rows: Sequence[int]) -> Outputs:
-    """Return some rows of a batch's outputs."""
-    return [{name: array[row] for name, array in outputs.items()} for row in rows]
 
 
 def scale_and_bias(spec: ModelInput) -> tuple[Triple, Triple]:
@@ -251,14 +244,44 @@ def run(module: Callable[[Any], Any], tensor: Any) -> Any:
         raise kind(f"the model failed: {explain(error)}") from error
 
 
-def to_arrays(output: Any, batch_size: int) -> Arrays:
-    """Name what a model returned, and bring it over.
+def to_rows(output: Any, batch_size: int) -> Outputs:
+    """Name what a model returned, bring it over, and divide it among the rows.
 
-    Returns: (batch_size, ...) float32 or integers, C-contiguous, sharing no memory with the model.
+    Args:
+        output: a tensor, or a tuple, list or dict of them, each (batch_size, ...); or, as
+            torchvision's detectors return it, a list of one dict a row, whose tensors may have
+            another length in each.
+
+    Returns: batch_size rows, sharing no memory with the model.
 
     Raises:
-        ModelError: it is no tensor, nor a tuple, list or dict of them, or not one for each row.
+        ModelError: it is anything else, or not of as many rows.
     """
+    each = _dicts_of(output)
+    if each:
+        if len(each) != batch_size:
+            raise ModelError(
+                f"the model returned a list of {len(each)} for a batch of {batch_size}, expected "
+                "one dict an image"
+            )
+        return [{str(name): _bring(str(name), it) for name, it in row.items()} for row in each]
+    arrays = _to_arrays(output, batch_size)
+    return [{name: array[row] for name, array in arrays.items()} for row in range(batch_size)]
+
+
+def _dicts_of(output: Any) -> Sequence[dict[str, Any]]:
+    """Return the dicts of a list of nothing else; otherwise nothing."""
+    # A scripted detector of torchvision returns (losses, detections), and in evaluation no losses.
+    if isinstance(output, tuple) and len(output) == 2 and isinstance(output[0], dict):
+        losses, detections = output
+        output = output if losses else detections
+    if isinstance(output, (tuple, list)) and all(isinstance(it, dict) for it in output):
+        return output
+    return ()
+
+
+def _to_arrays(output: Any, batch_size: int) -> dict[str, Array]:
+    """Return (batch_size, ...) arrays by name."""
     if isinstance(output, torch.Tensor):
         output = (output,)
     if isinstance(output, (tuple, list)):
@@ -269,18 +292,24 @@ def to_arrays(output: Any, batch_size: int) -> Arrays:
     return {str(name): _to_array(str(name), it, batch_size) for name, it in output.items()}
 
 
-def _to_array(name: str, tensor: Any, batch_size: int) -> np.ndarray[Any, Any]:
+def _to_array(name: str, tensor: Any, batch_size: int) -> Array:
+    array = _bring(name, tensor)
+    if array.ndim == 0 or len(array) != batch_size:
+        raise ModelError(
+            f"the model's output {name} is {array.shape} for a batch of {batch_size}, "
+            f"expected ({batch_size}, ...)"
+        )
+    return array
+
+
+def _bring(name: str, tensor: Any) -> Array:
+    """Return a tensor as float32 or integers, C-contiguous, on the CPU."""
     if not isinstance(tensor, torch.Tensor):
         raise ModelError(
             f"the model's output {name} is a {type(tensor).__name__}, expected a tensor"
         )
-    if tensor.dim() == 0 or len(tensor) != batch_size:
-        raise ModelError(
-            f"the model's output {name} is {tuple(tensor.shape)} for a batch of {batch_size}, "
-            f"expected ({batch_size}, ...)"
-        )
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    array: np.ndarray[Any, Any] = tensor.to(dtype).to("cpu", copy=True).contiguous().numpy()
+    array: Array = tensor.to(dtype).to("cpu", copy=True).contiguous().numpy()
     return array
 
 

@@ -43,7 +43,7 @@ def open_torchscript(
         device=device,
         batch_size=batch_size,
         cpu_batch_size=cpu_batch_size,
-        finish=_freeze,
+        finish=_prepare,
     )
 
 
@@ -61,11 +61,20 @@ def _load(file: Path) -> Any:
         raise ModelError(f"{file}: {message}") from error
 
 
-def _freeze(module: Any) -> Any:
-    """Fold weights and batch normalisation into the graph."""
+def _prepare(module: Any) -> Any:
+    """Fold weights and batch normalisation into the graph; let it take a batch."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return torch.jit.freeze(module)
+        frozen = torch.jit.freeze(module)
+    if not _takes_list(frozen):
+        return frozen
+    return lambda batch: frozen(list(batch.unbind()))
+
+
+def _takes_list(module: Any) -> bool:
+    """Say whether a module takes a list of images for a batch, as torchvision's detectors do."""
+    arguments = module.forward.schema.arguments
+    return len(arguments) > 1 and str(arguments[1].type) == "List[Tensor]"
 
 
 def _import_torchvision(file: Path) -> None:
