@@ -1,0 +1,93 @@
+"""The examples of docs/models.md: every model.yaml is right, every result what the head gives."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from modelfolder import JOB
+
+from evmp.head import open_head
+from evmp.model.package import ModelPackage, load_package
+from evmp.rule import AVAILABLE_MODEL_TYPES
+
+SECTIONS = re.split(r"^## `(\w+)`$", (ROOT / "docs/models.md").read_text(), flags=re.MULTILINE)
+TEXTS = dict(zip(SECTIONS[1::2], SECTIONS[2::2], strict=True))
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+# What the model of an example returns, and the size of the image.
+OUTPUTS: dict[str, dict[str, Any]] = {
+    "classifier": {"0": [1, 3, 2]},
+    "multilabel_classifier": {"0": [-1, 2, 0]},
+    "feature_extractor": {"layer4": np.arange(8).reshape(2, 2, 2) * 2 - 0.5, "logits": [1, 2]},
+    "detector": {"boxes": [[64, 144, 192, 208]] * 2, "labels": [3, 1], "scores": [0.75, 0.4]},
+    "segmentor": {"out": [[[2, 0]], [[0, 1]]]},
+}
+SIZE = (400, 500)
+
+
+def blocks(model_type: str, language: str) -> list[str]:
+    return [text for kind, text in BLOCK.findall(TEXTS[model_type]) if kind == language]
+
+
+def package_of(text: str, folder: Path) -> ModelPackage:
+    (folder / "model.pt").touch()
+    (folder / "model.yaml").write_text(text)
+    return load_package(folder)
+
+
+def test_every_type_has_a_section() -> None:
+    assert sorted(TEXTS) == sorted(AVAILABLE_MODEL_TYPES)
+
+
+@pytest.mark.parametrize("model_type", TEXTS)
+def test_every_model_yaml_is_right(tmp_path: Path, model_type: str) -> None:
+    for text in blocks(model_type, "yaml"):
+        assert package_of(text, tmp_path).model_type == model_type
+
+
+@pytest.mark.parametrize("model_type", TEXTS)
+def test_every_result_is_what_comes_out(tmp_path: Path, model_type: str) -> None:
+    package = package_of(blocks(model_type, "yaml")[0], tmp_path)
+    head = open_head(package, SimpleNamespace(**{**JOB, "feature_name": "layer4"}))
+    outputs = {k: np.asarray(v, np.float32) for k, v in OUTPUTS[model_type].items()}
+
+    head.check([outputs])
+    (result,) = head.results([outputs], [SIZE])
+
+    (expected,) = blocks(model_type, "json")
+    assert json.loads(result) == json.loads(expected)
+    assert list(json.loads(result)) == list(json.loads(expected))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", [name for name in TEXTS if blocks(name, "python")])
+def test_every_export_gives_a_model_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+) -> None:
+    pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
+    from evmp.model import open_model
+
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks(model_type, "python")
+    exec(
+        code.replace('"DEFAULT"', "None, weights_backbone=None" if "resnet" not in code else "None")
+    )
+    spec = yaml.safe_load(blocks(model_type, "yaml")[0])
+    for name in ("labels", "label_offset"):
+        spec.get("output", {}).pop(name, None)
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(spec))
+    package = load_package(tmp_path)
+
+    head = open_head(package, SimpleNamespace(**{**JOB, "feature_name": "layer4"}))
+    outputs = open_model(package, "cpu", 1, 1).warm_up()
+    head.check(outputs)
+
+    assert head.results(outputs, [SIZE])
