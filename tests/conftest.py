@@ -206,6 +206,27 @@ def real_model(wheels: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def real_features(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a feature extractor, EfficientNet-Lite0 with `features` and `colour`."""
+    import torch
+
+    class Features(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = demo.load_network(wheels)
+
+        def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"colour": x.mean((2, 3)), "features": self.network.extract_features(x)}
+
+    folder = tmp_path_factory.mktemp("real_features")
+    demo.trace_network(Features().eval(), folder / "model.pt")
+    spec = yaml.safe_load(demo.MODEL_YAML)["input"]
+    package = {"model_type": "feature_extractor", "input": spec}
+    (folder / "model.yaml").write_text(yaml.safe_dump(package))
+    return folder
+
+
 def write_table(
     path: Path,
     images: Sequence[bytes | str | None],
