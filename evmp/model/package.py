@@ -137,7 +137,7 @@ def check_model_type(package: ModelPackage, model_type: str) -> None:
     if package.model_type != model_type:
         message = (
             f"got {model_type}, but the package {package.directory} is a {package.model_type}; "
-            f"correct the job or model_type in {MODEL_FILE}"
+            f"correct the job, or say model_type: {model_type} in its {MODEL_FILE}"
         )
         raise ConfigError(Problem(message, "model_type"))
 
