@@ -48,6 +48,7 @@ class FileListSource:
         self._max_row_bytes = max_row_bytes
         self._index: LineIndex | None = None
         self._file: BinaryIO | None = None
+        self._size = 0  # of the list, when its lines were looked for
         self._next = 0  # the row that the file's position is at
 
     def describe(self) -> SourceInfo:
@@ -96,7 +97,7 @@ class FileListSource:
 
     def _lines(self) -> LineIndex:
         if self._index is None:
-            self._stat()
+            self._size = self._stat().st_size
             self._index = LineIndex(self._path)
         return self._index
 
@@ -117,6 +118,9 @@ class FileListSource:
         """Read on to the next line that is not blank, never more than `max_row_bytes` of it."""
         limit = self._max_row_bytes + len(b"\r\n")
         while piece := file.readline(limit):
+            is_cut = len(piece) < limit and not piece.endswith(b"\n") and file.tell() < self._size
+            if is_cut or file.tell() > self._size:
+                break
             text = piece.strip()
             if len(piece) < limit or piece.endswith(b"\n"):
                 if text:
