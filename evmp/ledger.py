@@ -38,6 +38,7 @@ from evmp.storage.local import LocalStorage
 CHUNK_BYTES: Final = 1 << 20
 MAX_DIFFERENCES: Final = 12  # of two jobs, shown
 FORMAT: Final = 1  # of the staging place; another version's is refused
+_DATA: Final = re.compile(r"\d{12}\.[0-9a-f]{32}")  # the name of a stage file
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,7 +322,7 @@ def _parsed(name: str, text: bytes) -> Commit:
         raise ValueError(f"its numbers are {numbers}")
     if name != _record(commit.start) or not commit.failed <= commit.stop - commit.start > 0:
         raise ValueError(f"it is of rows {commit.start} to {commit.stop}, {commit.failed} failed")
-    if not re.fullmatch(rf"{commit.start:012d}\.[0-9a-f]{{32}}", commit.data):
+    if not _DATA.fullmatch(commit.data) or int(commit.data[:12]) != commit.start:
         raise ValueError(f"its stage file is {commit.data!r}")
     for reason in dict(commit.reasons).values():
         if [type(it) for it in reason] != [int, int, str]:
