@@ -21,9 +21,11 @@ demo: $(VENV)/run out/demo/.built
 test: $(VENV)/run $(VENV)/test
 	$(BIN)/python -m pytest $(ARGS)
 
-## soak: kill 20,000 processes over 1,000,000 rows; goes on where it was stopped
+## soak: kill 20,000 processes of workers over 1,000,000 rows (ARGS), and 300 of whole jobs
+## (CHAOS_ARGS); goes on where it was stopped
 soak: $(VENV)/run $(VENV)/test
 	OPENBLAS_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m fuzzing.soak $(ARGS)
+	PYTHONPATH=tests:config $(BIN)/python -m chaos.soak $(CHAOS_ARGS)
 
 ## bench: run every benchmark beside its peers; without ARGS, write bench/README.md from it
 bench: $(BENCH)/installed
