@@ -25,6 +25,7 @@ TITLES = {
     "base64": "Base64",
     "ring": "From process to process",
     "start": "Start",
+    "ledger": "Exactly once: what commits cost",
 }
 WORKS = {
     "w1": "W1: Base64, JPEG, antialiased resize to 224 x 224, normalise, consume",
@@ -47,9 +48,11 @@ def document_of(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
     head = f"## {TITLES[result['bench']]}\n\n`bench/bench_{result['bench']}.py`"
     about = f"{head} on {machine}; {versions}.\n"
-    body: Callable[[dict[str, Any]], str] = {"pipeline": works, "start": tables}.get(
-        result["bench"], kernels
-    )
+    body: Callable[[dict[str, Any]], str] = {
+        "pipeline": works,
+        "start": tables,
+        "ledger": tables,
+    }.get(result["bench"], kernels)
     return f"{about}\n{body(result)}"
 
 
