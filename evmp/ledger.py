@@ -37,6 +37,7 @@ from evmp.storage.local import LocalStorage
 
 CHUNK_BYTES: Final = 1 << 20
 MAX_DIFFERENCES: Final = 12  # of two jobs, shown
+DYING_SECONDS: Final = 2.0  # the processes of a killed run hold its lock until they are dead, too
 FORMAT: Final = 1  # of the staging place; another version's is refused
 _DATA: Final = re.compile(r"\d{12}\.[0-9a-f]{32}")  # the name of a stage file
 
@@ -165,11 +166,13 @@ class Ledger:
             os.close(fd)
 
     def _take(self, fd: int) -> None:
+        deadline = time.monotonic() + DYING_SECONDS
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(fd, 1000).decode("utf-8", "replace")
-            raise SinkError(f"another run works on this output: {holder}") from None
+            while not _has_locked(fd):
+                if time.monotonic() > deadline:
+                    holder = os.read(fd, 1000).decode("utf-8", "replace")
+                    raise SinkError(f"another run works on this output: {holder}")
+                time.sleep(0.01)
         except OSError as error:
             raise SinkError(f"{self.root / 'lock'} cannot be locked: {error.strerror}") from error
         # Whoever has held it may have removed it, and then it keeps nobody out.
@@ -304,6 +307,14 @@ class Ledger:
 
     def _record_file(self, commit: Commit) -> Path:
         return self._storage.file(_record(commit.start))
+
+
+def _has_locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _record(start: int) -> str:

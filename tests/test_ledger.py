@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,18 @@ def test_lock_of_a_killed_run_is_free(ledger: Ledger) -> None:
     os.close(write_end)
     os.kill(pid, signal.SIGKILL)
     wait(pid)
+
+    with ledger.lock():
+        pass
+
+
+def test_lock_waits_for_the_processes_of_a_killed_run(ledger: Ledger) -> None:
+    def run() -> None:
+        with ledger.lock():
+            fork(lambda: time.sleep(0.3))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert wait(fork(run)) == -signal.SIGKILL
 
     with ledger.lock():
         pass
