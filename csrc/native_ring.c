@@ -54,7 +54,43 @@ PyDoc_STRVAR(ring_doc,
 "Ring(memory, header)\n--\n\n"
 "A ring in `memory`, a writable buffer that Ring.format has laid out; the\n"
 "headers of rows come as `header`, a type of named tuple.\n\n"
-"Raises ValueError when the buffer holds no ring.");
+"Raises ValueError when the buffer holds no ring, TypeError when the type is\n"
+"no tuple of Python's.");
+
+/*
+ * header() fills the tuples it allocates by itself, and types in C, such as
+ * time.struct_time, have items that it does not know of. Those refuse to be
+ * made by tuple.__new__, so that is tried once. Returns false with an
+ * exception set.
+ */
+static bool is_plain_tuple(PyTypeObject *type)
+{
+    if (!PyType_IsSubtype(type, &PyTuple_Type)) {
+        PyErr_Format(PyExc_TypeError, "%R is no type of tuple", type);
+        return false;
+    }
+    if (type->tp_basicsize != PyTuple_Type.tp_basicsize ||
+        type->tp_itemsize != PyTuple_Type.tp_itemsize) {
+        PyErr_Format(PyExc_TypeError, "%R holds more than a tuple", type);
+        return false;
+    }
+    PyObject *empty = PyObject_CallMethod((PyObject *)&PyTuple_Type, "__new__",
+                                          "O", type);
+    Py_XDECREF(empty);
+    return empty != NULL;
+}
+
+/* The object's memory as bytes, whatever its items are. */
+static PyObject *bytes_of(PyObject *object)
+{
+    PyObject *view = PyMemoryView_FromObject(object);
+    if (view == NULL) {
+        return NULL;
+    }
+    PyObject *bytes = PyObject_CallMethod(view, "cast", "s", "B");
+    Py_DECREF(view);
+    return bytes;
+}
 
 static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
@@ -66,8 +102,8 @@ static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!PyArg_ParseTuple(args, "OO!:Ring", &object, &PyType_Type, &header)) {
         return NULL;
     }
-    if (!PyType_IsSubtype((PyTypeObject *)header, &PyTuple_Type)) {
-        return PyErr_Format(PyExc_TypeError, "%R is no type of tuple", header);
+    if (!is_plain_tuple((PyTypeObject *)header)) {
+        return NULL;
     }
     RingObject *self = (RingObject *)type->tp_alloc(type, 0);
     if (self == NULL) {
@@ -86,7 +122,7 @@ static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     self->header = (PyTypeObject *)Py_NewRef(header);
-    self->view = PyMemoryView_FromObject(object);
+    self->view = bytes_of(object);
     if (self->view == NULL) {
         Py_CLEAR(self);
     }

@@ -256,7 +256,8 @@ static PyObject *row_set_note(RingObject *self, PyObject *const *args,
                      "note of %zd bytes does not fit the %llu of a row",
                      note.len, (unsigned long long)self->ring->row_bytes);
     } else {
-        memcpy(ring_payload(self->ring, n), note.buf, (size_t)note.len);
+        /* The note may be a view of this ring. */
+        memmove(ring_payload(self->ring, n), note.buf, (size_t)note.len);
         ring_header(self->ring, n)->note_length = (uint64_t)note.len;
         result = Py_NewRef(Py_None);
     }

@@ -88,8 +88,9 @@ static ring_slot *slot_of(const ring_control *ring, uint64_t seq)
     return (ring_slot *)(slots + seq % ring->n_slots * ring->slot_bytes);
 }
 
-void ring_format(ring_control *ring, uint64_t n_slots, uint64_t n_rows,
-                 uint64_t row_bytes)
+/* Where the parts lie follows from three numbers; these are possible ones. */
+static void set_geometry(ring_control *ring, uint64_t n_slots, uint64_t n_rows,
+                         uint64_t row_bytes)
 {
     ring->n_slots = n_slots;
     ring->n_rows = n_rows;
@@ -99,6 +100,12 @@ void ring_format(ring_control *ring, uint64_t n_slots, uint64_t n_rows,
     ring->payload = round_up(
         ring->headers + n_slots * n_rows * sizeof(ring_row), RING_PAGE);
     ring->total = ring_measure(n_slots, n_rows, row_bytes);
+}
+
+void ring_format(ring_control *ring, uint64_t n_slots, uint64_t n_rows,
+                 uint64_t row_bytes)
+{
+    set_geometry(ring, n_slots, n_rows, row_bytes);
     for (uint64_t s = 0; s < n_slots; s++) {
         atomic_store(&slot_of(ring, s)->word, pack(s, 0, 0, RING_OPEN));
     }
@@ -109,8 +116,16 @@ void ring_format(ring_control *ring, uint64_t n_slots, uint64_t n_rows,
 
 bool ring_is_valid(const ring_control *ring, size_t size)
 {
-    return size >= sizeof *ring && ring->magic == RING_MAGIC &&
-           ring->total <= size;
+    if ((uintptr_t)ring % RING_LINE != 0 || size < sizeof *ring ||
+        ring->magic != RING_MAGIC ||
+        ring_measure(ring->n_slots, ring->n_rows, ring->row_bytes) == 0) {
+        return false;
+    }
+    ring_control own = {0};
+    set_geometry(&own, ring->n_slots, ring->n_rows, ring->row_bytes);
+    return ring->slot_bytes == own.slot_bytes &&
+           ring->headers == own.headers && ring->payload == own.payload &&
+           ring->total == own.total && own.total <= size;
 }
 
 /* --- rows and their bits ------------------------------------------------- */
@@ -348,8 +363,8 @@ bool ring_put(ring_control *ring, uint64_t n, const ring_row *header,
         return false;
     }
     unsigned char *behind_note = ring_payload(ring, n) + ring->row_bytes - room;
-    step();
-    memcpy(behind_note, data, header->length);
+    step(); /* the data may be of this very payload */
+    memmove(behind_note, data, header->length);
     step();
     memcpy(ring_header(ring, n), header, offsetof(ring_row, note_length));
     return ring_commit(ring, n);

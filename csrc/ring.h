@@ -111,7 +111,10 @@ size_t ring_measure(uint64_t n_slots, uint64_t n_rows, uint64_t row_bytes);
 void ring_format(ring_control *ring, uint64_t n_slots, uint64_t n_rows,
                  uint64_t row_bytes);
 
-/* Whether `memory` of `size` bytes holds a ring laid out by ring_format. */
+/*
+ * Whether `ring` is aligned memory of `size` bytes that ring_format has laid
+ * out: what it says about itself leads nowhere outside.
+ */
 bool ring_is_valid(const ring_control *ring, size_t size);
 
 /* The header and the payload of row n, of row_bytes. */
@@ -135,8 +138,9 @@ bool ring_commit(ring_control *ring, uint64_t n);
 
 /*
  * Producer: writes header->length bytes of data behind the note of row n, and
- * its header but for the note's length, and commits it. Returns false, and
- * writes nothing, where row n has no place now, or no room for the data.
+ * its header but for the note's length, and commits it. The data may be the
+ * ring's own memory. Returns false, and writes nothing, where row n has no
+ * place now, or no room for the data.
  */
 bool ring_put(ring_control *ring, uint64_t n, const ring_row *header,
               const void *data);

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import random
 import signal
+import struct
+import sys
 import time
 from functools import partial
 from types import SimpleNamespace
@@ -12,6 +16,7 @@ from typing import Any
 import pytest
 from forked import fork, wait
 
+from evmp import _native
 from evmp.ring import MAX_ATTEMPTS, Header, Mark, Ring, RingDrained, RingStopped
 
 PRODUCER, CONSUMER, OTHER = 1, 2, 3
@@ -315,3 +320,84 @@ def test_claim_survives_sigkill_of_its_process() -> None:
 def test_impossible_geometry_is_refused(geometry: tuple[int, int, int]) -> None:
     with pytest.raises(ValueError, match="no ring of"):
         Ring("test", *geometry)
+
+
+def formatted(n_bytes: int = 1 << 16) -> mmap.mmap:
+    memory = mmap.mmap(-1, n_bytes)
+    _native.Ring.format(memory, 4, 2, 64)
+    return memory
+
+
+@pytest.mark.parametrize("value", [0, 1 << 20, 1 << 40, (1 << 64) - 1])
+@pytest.mark.parametrize("field", range(1, 8))
+def test_geometry_that_contradicts_itself_is_refused(field: int, value: int) -> None:
+    memory = formatted()
+    struct.pack_into("Q", memory, field * 8, value)  # magic, then the geometry
+
+    with pytest.raises(ValueError, match="65536 bytes of memory hold no ring"):
+        _native.Ring(memory, Header)
+
+
+def test_ring_that_was_cut_off_is_refused() -> None:
+    n_bytes = _native.Ring.measure(4, 2, 64)
+    memory = memoryview(formatted())
+    _native.Ring(memory[:n_bytes], Header)
+
+    for n in (0, 1, 63, 64, n_bytes - 1):
+        with pytest.raises(ValueError, match="hold no ring"):
+            _native.Ring(memory[:n], Header)
+
+
+@pytest.mark.parametrize("offset", [1, 8, 32])
+def test_memory_off_the_lines_is_refused(offset: int) -> None:
+    shifted = memoryview(mmap.mmap(-1, 1 << 17))[offset:]
+    shifted[: 1 << 16] = formatted()
+
+    with pytest.raises(ValueError, match="hold no ring"):
+        _native.Ring(shifted, Header)
+    with pytest.raises(ValueError, match="do not fit"):
+        _native.Ring.format(shifted, 4, 2, 64)
+
+
+@pytest.mark.parametrize("items", ["Q", "H", "c"])
+def test_memory_of_other_items_is_bytes(items: Any) -> None:
+    ring = _native.Ring(memoryview(formatted()).cast(items), Header)
+
+    ring.set_note(7, b"hello")
+    ring.put(7, Header(row=7), b"world")
+
+    assert ring.payload(7).nbytes == 64
+    assert (bytes(ring.note(7)), bytes(ring.data(7))) == (b"hello", b"world")
+
+
+class Wide(tuple[int, ...]):
+    """Has a __dict__ behind its items."""
+
+
+@pytest.mark.parametrize("header", [time.struct_time, type(sys.float_info), Wide, list, 7])
+def test_header_must_be_a_plain_tuple(header: Any) -> None:
+    with pytest.raises(TypeError):
+        _native.Ring(formatted(), header)
+
+
+@pytest.mark.parametrize(("source", "goal"), [(0, 8), (8, 0)])
+def test_row_may_be_put_from_its_own_payload(source: int, goal: int) -> None:
+    ring = Ring("test", 2, 1, 1024)
+    text = random.Random(0).randbytes(1024)
+    ring.payload(0)[:] = text
+    ring.set_note(0, b"8 bytes."[:goal])
+    text = bytes(ring.payload(0))
+
+    ring.put(0, Header(row=0), ring.payload(0)[source : source + 900])
+
+    assert bytes(ring.data(0)) == text[source : source + 900]
+
+
+def test_note_may_be_cut_from_its_own_payload() -> None:
+    ring = Ring("test", 2, 1, 1024)
+    text = random.Random(0).randbytes(1024)
+    ring.payload(0)[:] = text
+
+    ring.set_note(0, ring.payload(0)[8:908])
+
+    assert bytes(ring.note(0)) == text[8:908]

@@ -143,9 +143,9 @@ C: Final[dict[str, list[tuple[str, str]]]] = {
     ],
     "row is committed before it is written": [
         (
-            "    memcpy(behind_note, data, header->length);\n    step();\n",
+            "    memmove(behind_note, data, header->length);\n    step();\n",
             "    ring_commit(ring, n);\n    step();\n"
-            "    memcpy(behind_note, data, header->length);\n",
+            "    memmove(behind_note, data, header->length);\n",
         ),
     ],
     "batch of the dead moves on": [
