@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,9 @@ class Place:
 
     def run(self) -> Callable[[], object]:
         """Return what runs the job, which finds every row committed."""
-        package: Any = SimpleNamespace(input=SimpleNamespace(height=32, width=32))
+        package: Any = SimpleNamespace(
+            input=SimpleNamespace(height=32, width=32), weights=Path(os.devnull)
+        )
         plan = Plan(
             job=self.job,
             package=package,
