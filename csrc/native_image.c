@@ -149,7 +149,17 @@ static bool to_map(PyObject *scale, PyObject *bias, struct normalize_map *map)
 
 /* --- resize -------------------------------------------------------------- */
 
-/* One workspace is kept; a second thread meanwhile pays for its own. */
+/*
+ * What a workspace may keep. An image takes up to 100 bytes for each pixel of
+ * its width and 40 for each of its height, so no JPEG takes more: their sides
+ * end at 65,535. One of 16,000,000 pixels in a row takes a gigabyte.
+ */
+#define KEPT_BYTES ((size_t)16 << 20)
+
+/*
+ * One workspace is kept, if it is no giant; a second thread meanwhile pays for
+ * its own.
+ */
 static bool run_resize(struct native_state *state,
                        const struct resize_request *request)
 {
@@ -161,6 +171,10 @@ static bool run_resize(struct native_state *state,
         workspace = resize_workspace_new();
     }
     is_done = workspace != NULL && resize(state->level, workspace, request);
+    if (workspace != NULL && resize_workspace_bytes(workspace) > KEPT_BYTES) {
+        resize_workspace_free(workspace);
+        workspace = NULL;
+    }
     Py_END_ALLOW_THREADS
     if (state->idle == NULL) {
         state->idle = workspace;

@@ -75,6 +75,15 @@ void resize_workspace_free(struct resize_workspace *workspace)
     }
 }
 
+size_t resize_workspace_bytes(const struct resize_workspace *workspace)
+{
+    return workspace->vertical.integers.bytes +
+           workspace->vertical.exact.bytes +
+           workspace->horizontal.integers.bytes +
+           workspace->horizontal.exact.bytes + workspace->lines.bytes +
+           workspace->scratch.bytes;
+}
+
 static void fill_pixels(uint8_t *dst, size_t n, const uint8_t pixel[3])
 {
     for (size_t i = 0; i < n; i++) {

@@ -51,6 +51,7 @@ struct resize_workspace;
 
 struct resize_workspace *resize_workspace_new(void);
 void resize_workspace_free(struct resize_workspace *workspace);
+size_t resize_workspace_bytes(const struct resize_workspace *workspace);
 
 /*
  * Fill all of dst, which src must not overlap. Sides are 1 to

@@ -6,12 +6,15 @@ test_levels_give_the_same_bytes and, on random geometries, by test_sanitizers.py
 
 from __future__ import annotations
 
+import mmap
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from forked import fork, wait
 from PIL import Image
 
 from evmp import _native
@@ -214,6 +217,23 @@ def test_threads_do_not_share_their_work() -> None:
         thread.join()
 
     assert wrong == []
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+
+
+@pytest.mark.parametrize("shape", [(1, 1_000_000), (2_000_000, 1)])
+def test_memory_for_a_giant_goes_back(shape: tuple[int, int]) -> None:
+    def grow() -> int:
+        giant, dst = bytes(shape[0] * shape[1] * 3), bytearray(224 * 224 * 3)
+        before = resident_bytes()
+        _native.resize(giant, *shape, dst, 224, 224)
+        grown = resident_bytes() - before
+        print(f"{grown >> 20} MiB more")
+        return grown > 32 << 20
+
+    assert wait(fork(grow)) == 0
 
 
 @pytest.mark.parametrize(
