@@ -27,7 +27,7 @@
  * | OPEN(s), bits < B  | OPEN(s), one bit more  | a producer | row committed |
  * | OPEN(s), bits = B  | RUN(s, seat)           | consumer   | claim (CAS)   |
  * | RUN(s, seat)       | OPEN(s + n_slots)      | that seat  | release       |
- * | RUN(s, dead seat)  | OPEN(s), attempt + 1   | supervisor | after waitpid |
+ * | RUN(s, dead seat)  | OPEN(s), next attempt  | supervisor | after waitpid |
  * | RUN(s, dead seat)  | OPEN(s + n_slots)      | supervisor | after waitpid,|
  * |                    |                        |            | rows all done |
  *
@@ -36,7 +36,10 @@
  * ones), so a release clears nothing: it is one store, and cannot be torn.
  *
  * Who writes what: headers and payload of row n belong to its producer until
- * the commit, to the claiming consumer until the release. Geometry is written
+ * the commit, to the claiming consumer until the release. In the last ring
+ * every stage may produce a row, which has failed there, and the supervisor one
+ * that kills, never two at a time. What an attempt is worth is told where it is
+ * counted, in evmp/ring.py. Geometry is written
  * once, before the fork. `cursor` is a hint, and so is all of the bells: a
  * wake-up that is lost costs RING_NAP_NS, never a hang.
  *

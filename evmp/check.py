@@ -64,6 +64,7 @@ def _describe(plan: Plan) -> list[str]:
         f"{layout.n_predictors} predictors ({device}), 1 writer",
         f"batches      {layout.batch_rows} rows; {layout.n_pixel_batches} in the pixel ring, "
         f"{job.queue_size} rows in flight",
-        f"memory       {layout.memory_bytes * job.num_worker >> 20} MiB shared, of "
+        f"memory       {layout.memory_bytes * job.num_worker >> 20} MiB shared, at least "
+        f"{layout.process_bytes * job.num_worker >> 20} MiB of the processes' own, of "
         f"{(job.memory_limit_bytes or machine.memory_bytes()) >> 20} MiB free",
     ]

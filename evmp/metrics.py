@@ -61,7 +61,6 @@ class Counter(IntEnum):
     FILL = 9  # the supervisor's seat: fill of each ring in thousandths, from here on
     LEAVE = 16  # the supervisor's seat: a Leave
     GIVEN_UP = 17  # rows that have killed the process in this seat
-    PID = 18  # of the process that was last in this seat
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 GRACE_SECONDS: Final = 0.5  # stages hold nothing that a kill could lose
 TYPICAL_PAYLOAD_BYTES: Final = 256 << 10  # memory of a payload slot that is faulted in at start
 SPARE_RESULT_BYTES: Final = 1 << 20  # what a model says of a small image need not be small
+# Memory of a process's own, somewhat less than was measured (bench/bench_start.py): of a light
+# stage, of torch, once for all predictors, and of a predictor without the weights.
+STAGE_BYTES: Final = 15 << 20
+TORCH_BYTES: Final = 200 << 20
+PREDICTOR_BYTES: Final = 40 << 20
 MAX_SEATS: Final = 250
 _CHILDREN: Final = ("reader", "decoder", "zygote", "writer")  # of a worker; a zygote has its own
 MAX_ADDRESS_BYTES: Final = 1 << 45  # of the 2^47 that a process has on most machines
@@ -55,6 +60,7 @@ class Layout:
         pixel_bytes: of a row in the pixel ring.
         result_bytes: address space of a row in the last ring.
         payload_bytes: address space of a row in the first.
+        weights_bytes: of the model's file.
     """
 
     n_decoders: int
@@ -66,6 +72,7 @@ class Layout:
     pixel_bytes: int
     payload_bytes: int
     result_bytes: int
+    weights_bytes: int
 
     @property
     def roles(self) -> list[str]:
@@ -80,6 +87,13 @@ class Layout:
         pixels = self.n_pixel_batches * self.batch_rows * self.pixel_bytes
         results = self.n_result_batches * self.batch_rows * 16384
         return self.n_payloads * TYPICAL_PAYLOAD_BYTES + pixels + results
+
+    @property
+    def process_bytes(self) -> int:
+        """Memory that the worker's processes have at least of their own."""
+        predictors = PREDICTOR_BYTES + self.weights_bytes
+        n_light = 3 + self.n_decoders
+        return n_light * STAGE_BYTES + TORCH_BYTES + self.n_predictors * predictors
 
     @property
     def address_bytes(self) -> int:
@@ -116,6 +130,7 @@ def plan_layout(job: Job, package: ModelPackage) -> Layout:
         pixel_bytes=package.input.height * package.input.width * 3,
         payload_bytes=_whole_pages(job.max_row_bytes),
         result_bytes=_whole_pages(2 * job.max_row_bytes + SPARE_RESULT_BYTES),
+        weights_bytes=package.weights.stat().st_size,
     )
     _check_memory(job, layout)
     return layout
@@ -171,13 +186,14 @@ def _check_memory(job: Job, layout: Layout) -> None:
             f"queue_size {job.queue_size} times max_row_bytes {job.max_row_bytes} is more address "
             "space than a process has; lower one of them"
         )
-    need = layout.memory_bytes * job.num_worker
+    rings, processes = layout.memory_bytes * job.num_worker, layout.process_bytes * job.num_worker
     have = job.memory_limit_bytes or machine.memory_bytes()
-    if need > have:
+    if rings + processes > have:
         raise ConfigError(
-            f"the rings of {job.num_worker} workers need {need >> 20} MiB of shared memory, but "
-            f"there are {have >> 20} MiB; lower batch_size ({job.batch_size}), queue_size "
-            f"({job.queue_size}) or num_worker"
+            f"the rings of {job.num_worker} workers need {rings >> 20} MiB of shared memory and "
+            f"their processes at least {processes >> 20} MiB, but there are {have >> 20} MiB; "
+            f"lower batch_size ({job.batch_size}), queue_size ({job.queue_size}), "
+            f"predict_thread_num ({job.predict_thread_num}) or num_worker"
         )
 
 
@@ -369,11 +385,8 @@ class Worker:
             seat=seat,
             run=lambda: run_stage(make(number), seat, parent),
             settle=lambda cause: self._settle(number, cause),
-            dependants=[self._seats[n] for n in self._dependants(seat.role)],
+            has_children=seat.role == "zygote",
         )
-
-    def _dependants(self, role: str) -> list[int]:
-        return self._numbers("predictor") if role == "zygote" else []
 
     # --- after a death ------------------------------------------------------------------------
 
@@ -390,7 +403,7 @@ class Worker:
                 number, self._results.is_done, lambda n: self._give_up(n, role, cause)
             )
         elif role == "zygote":
-            for predictor in self._dependants(role):  # none of their rows is to blame
+            for predictor in self._numbers("predictor"):  # none of their rows is to blame
                 self._pixels.recover(predictor, self._results.is_done, None)
         elif role == "writer":
             self._results.recover(number, lambda n: False, None)

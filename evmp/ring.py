@@ -27,7 +27,7 @@ from evmp import _native
 
 PAGE_BYTES: Final = mmap.PAGESIZE
 MADV_POPULATE_WRITE: Final = 23  # Linux 5.14; the mmap module has no name for it
-POPULATED_BYTES: Final = 64 << 10  # of a row of the first ring: most are not longer
+POPULATED_BYTES: Final = 128 << 10  # of a row of the first ring: most are not longer
 MAX_ATTEMPTS: Final = 3  # a row that kills its process so often becomes an error row
 
 
@@ -222,31 +222,35 @@ class Ring:
         """Settle what the dead process of `seat` held. For the supervisor, after waitpid.
 
         A batch whose rows are all done downstream is released; another goes to the next claimer.
-        When MAX_ATTEMPTS processes have died with the same row as the first that is not done, it is
-        given up: it is the one that kills, because a batch that is tried again is worked on row by
-        row. A death further on counts anew.
+        Unless no row can be to blame, its attempts are counted: when MAX_ATTEMPTS processes have
+        died with the same row as the first that is not done, it is given up: it is the one that
+        kills, because a batch that is tried again is worked on row by row; a death further on
+        counts anew.
 
         Args:
             seat: the seat whose process has died.
             is_done: whether row n has reached the next ring.
-            fail: puts an error row for row n into the next ring; None never gives up.
+            fail: puts an error row for row n into the next ring; None where no row is to blame.
 
         Returns: how many rows were given up.
         """
         n_failed = 0
         for seq in self._held_by(seat):
             open_rows = [n for n in self.rows(seq) if not is_done(n)]
-            suspect = self._suspects.pop(seq, None)
-            is_same = bool(open_rows) and open_rows[0] == suspect
-            attempt = self.peek(seq)[2] + 1 if is_same else 1
-            if open_rows and fail and attempt >= MAX_ATTEMPTS:
-                fail(open_rows.pop(0))
-                n_failed += 1
-                attempt = 1
+            attempt = self.peek(seq)[2]
+            if open_rows and fail:
+                is_same = self._suspects.get(seq) == open_rows[0]
+                attempt = attempt + 1 if is_same else 1
+                if attempt >= MAX_ATTEMPTS:
+                    fail(open_rows.pop(0))
+                    n_failed += 1
+                    attempt = 1
             if open_rows:
-                self._suspects[seq] = open_rows[0]
+                if fail:
+                    self._suspects[seq] = open_rows[0]
                 self.reopen(seq, seat, min(attempt, MAX_ATTEMPTS))
             else:
+                self._suspects.pop(seq, None)
                 self._ring.release(seq, seat)
         self.wake()
         return n_failed

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Final
 
@@ -51,15 +52,15 @@ class Post:
         run: the whole life of the child; its return value is the exit code.
         settle: what to do after a death, before the place is filled again; it gets the cause.
         is_group: whether the child leads a process group of its own, which dies with it.
-        dependants: the seats whose processes are the child's own, and die with it; this process
-            must adopt orphans.
+        has_children: whether the child forks processes of its own, which end with it. This process,
+            which must adopt orphans, ends them before it settles anything.
     """
 
     seat: Seat
     run: Callable[[], int]
     settle: Callable[[str], None] = lambda cause: None
     is_group: bool = False
-    dependants: Sequence[Seat] = ()
+    has_children: bool = False
     pid: int = 0
     started: float = 0.0
     due: float = 0.0
@@ -169,7 +170,7 @@ class Supervisor:
         return reading.since > limit
 
     def _on_death(self, post: Post, status: int, cause: str = "") -> None:
-        _end_family(post)
+        self._end_family(post)
         post.pid = 0
         code = os.waitstatus_to_exitcode(status)
         cause = cause or describe_exit(code)
@@ -242,7 +243,6 @@ class Supervisor:
             for signum in _SIGNALS:
                 signal.signal(signum, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            post.seat.counters[Counter.PID] = os.getpid()
             code = post.run()
         except BaseException:
             log.exception("%s failed", post.seat.name)
@@ -287,9 +287,19 @@ class Supervisor:
     def _reap(self, post: Post, options: int) -> bool:
         pid, _ = os.waitpid(post.pid, options)
         if pid:
-            _end_family(post)
+            self._end_family(post)
             post.pid = 0
         return bool(pid)
+
+    def _end_family(self, post: Post) -> None:
+        """End what a dead process has left behind, and see it dead."""
+        if post.has_children:
+            own = {other.pid for other in self._posts}
+            for pid in _children() - own:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        if post.is_group:
+            _end_group(post.pid)
 
     # --- signals ------------------------------------------------------------------------------
 
@@ -353,20 +363,15 @@ def _empty(fd: int) -> None:
             continue
 
 
-def _end_family(post: Post) -> None:
-    """End what a dead process has left behind."""
-    for seat in post.dependants:
-        _end_orphan(seat.counters[Counter.PID])
-    if post.is_group:
-        _end_group(post.pid)
-
-
-def _end_orphan(pid: int) -> None:
-    """Kill and reap a process, if it has become ours; its number may be another's by now."""
-    with suppress(ChildProcessError):
-        if pid and os.waitpid(pid, os.WNOHANG)[0] == 0:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+def _children() -> set[int]:
+    """Return the processes whose parent this one is, or has become."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            _, ppid, *_ = stat.read_bytes().rpartition(b")")[2].split()
+            if int(ppid) == os.getpid():
+                found.add(int(stat.parent.name))
+    return found
 
 
 def _end_group(pgid: int) -> None:

@@ -156,7 +156,8 @@ def test_job_too_large_for_the_memory(job: JobFolder) -> None:
 
     said = error_of(job, 2)
 
-    assert "of shared memory, but there are 1 MiB; lower batch_size (64), queue_size" in said
+    assert "of shared memory and their processes at least" in said
+    assert "but there are 1 MiB; lower batch_size (64), queue_size" in said
 
 
 def test_job_of_too_many_processes(job: JobFolder) -> None:

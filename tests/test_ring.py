@@ -217,10 +217,24 @@ def test_batch_of_the_dead_goes_to_the_next() -> None:
     put(ring, 0)
     ring.claim(CONSUMER, 0.0)
 
-    ring.recover(CONSUMER, is_done=lambda n: False, fail=None)
+    ring.recover(CONSUMER, is_done=lambda n: False, fail=pytest.fail)
 
     assert ring.claim(OTHER, 0.0) == 0
     assert ring.peek(0)[2] == 1
+
+
+def test_death_that_no_row_is_to_blame_for_does_not_count() -> None:
+    ring = Ring("test", 2, 1, 16)
+    put(ring, 0)
+    for _ in range(MAX_ATTEMPTS):
+        assert ring.claim(CONSUMER, 0.0) == 0
+        ring.recover(CONSUMER, is_done=lambda n: False, fail=None)
+    for _ in range(MAX_ATTEMPTS - 1):
+        assert ring.claim(CONSUMER, 0.0) == 0
+        assert ring.recover(CONSUMER, lambda n: False, pytest.fail) == 0
+
+    assert ring.claim(CONSUMER, 0.0) == 0
+    assert ring.peek(0)[2] == MAX_ATTEMPTS - 1
 
 
 def test_batch_that_was_done_before_the_death_is_released() -> None:

@@ -11,8 +11,9 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from forked import fork, wait
 
-from evmp import supervisor
+from evmp import _native, supervisor
 from evmp.errors import Interrupted, ModelError, TooManyFailures, WorkerDied
 from evmp.metrics import Board, Counter, Seat, State
 from evmp.supervisor import MAX_DEATHS, MAX_LINE_BYTES, Post, Supervisor
@@ -133,6 +134,32 @@ def test_dead_process_is_settled_and_replaced() -> None:
 
     assert office.causes == ["SIGKILL, out of memory?"]
     assert office.restarts() == [1, 0]
+
+
+def test_children_of_the_dead_are_ended_before_anything_is_settled() -> None:
+    """They ignore their parent's death here; what a real one does about it may take its time."""
+    board = Board(["zygote"], 1).workers[0][0]
+
+    def life(seat: Seat) -> int:
+        if once(seat):
+            for _ in range(3):
+                if (pid := os.fork()) == 0:
+                    pause(board)
+                seat.set_last_words({"error": "", "message": str(pid)})
+            kill_self()
+        return 0
+
+    def supervise() -> bool:
+        _native.adopt_orphans()
+        office = Office(life)
+        (post,) = office.posts
+        post.has_children = True
+        alive: list[set[int]] = []
+        post.settle = lambda cause: alive.append(supervisor._children())
+        office.run()
+        return alive == [set()]
+
+    assert wait(fork(supervise)) == 1
 
 
 def test_exit_code_is_a_death_too() -> None:

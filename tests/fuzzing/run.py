@@ -152,7 +152,9 @@ class _Run:
 
     def __init__(self, scenario: Scenario, ledger: Ledger) -> None:
         self._scenario, self._ledger = scenario, ledger
-        package: Any = SimpleNamespace(input=SimpleNamespace(height=SIDE, width=SIDE))
+        package: Any = SimpleNamespace(
+            input=SimpleNamespace(height=SIDE, width=SIDE), weights=Path(os.devnull)
+        )
         job = _job(scenario)
         layout = replace(
             plan_layout(job, package),
