@@ -48,6 +48,7 @@ SIMPLEJPEG_MAX_BYTES = 2**31 - 1
 # Pillow's pictures are converted by so much at a time.
 STRIP_PIXELS = 1 << 20
 MAX_MESSAGE_CHARS = 100
+MAX_SIDE = 1 << 24  # of what is resized, see csrc/resize.h
 
 _MAGIC = (
     (re.compile(rb"\xff\xd8\xff"), "JPEG"),
@@ -190,6 +191,10 @@ class ImageDecoder:
             raise DecodeError(
                 f"image of {width} x {height} pixels exceeds max_image_pixels "
                 f"{self._max_image_pixels}"
+            )
+        if max(height, width) > MAX_SIDE:
+            raise DecodeError(
+                f"image of {width} x {height} pixels has a side of more than {MAX_SIDE}"
             )
 
     def _reserve(self, height: int, width: int) -> Pixels:

@@ -305,6 +305,11 @@ def test_too_many_pixels_are_refused_from_the_header(decoder, build):
         decoder.decode(build(30000, 20000))
 
 
+def test_side_that_cannot_be_resized_is_refused(decoder):
+    with pytest.raises(DecodeError, match="20000000 x 1 pixels has a side of more than 16777216"):
+        decoder.decode(png_of(20_000_000, 1))
+
+
 def test_canvas_of_a_webp_is_checked_before_pillow_allocates_it(decoder, monkeypatch):
     monkeypatch.setattr("evmp.image._import_pillow", pytest.fail)
 
