@@ -41,9 +41,9 @@ def _release_then_decode(self: Any) -> None:
 
 def _release_then_write(self: Any) -> None:
     for seq in claims(self._results, self._seat, self._number, ordered=True):
-        records = list(self._records(seq))
+        placed = list(self._placed(seq))
         self._results.release(seq, self._number)
-        self._deliver(records)
+        self._deliver(placed)
     if self._block is not None:
         self._commit(self._block)
 
@@ -54,10 +54,11 @@ def _trust_torn_tail(self: object, path: Path) -> Recovered:
     return Recovered(len(path.read_bytes().splitlines()), 0)
 
 
-def _append_again(self: Any, sink: Any, records: list[Any]) -> list[Any]:
+def _append_again(self: Any, sink: Any, placed: list[Any]) -> list[Any]:
+    records = [it.record for it in placed]
     if self._file is not None and records:
         sink.append(self._file, records)
-        self._next = max(self._next, records[-1].index + 1)
+        self._next = max(self._next, placed[-1].place + 1)
     return records
 
 
