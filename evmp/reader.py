@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from evmp.job import Job
 
 WAKE_ROWS: Final = 8  # room that a waiting reader waits for
-FLUSH_NS: Final = 1_000_000_000  # of waiting for the source, after which a batch goes as it is
+FLUSH_NS: Final = 1_000_000_000  # of waiting for the source; the next row then begins a batch
 
 
 class Reader:

@@ -39,7 +39,7 @@ def test_reader_that_fills_a_batch_up_shows_that_it_lives() -> None:
     assert len(beats) == 6 and beats == sorted(set(beats))
 
 
-def test_slow_source_does_not_hold_back_what_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_row_that_is_late_begins_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     class Slow:
         def read(self, start: int, stop: int) -> Iterator[Row]:
             for row in range(start, stop):
