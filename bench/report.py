@@ -16,7 +16,7 @@ INTRODUCTION = """\
 
 `make bench` runs them all and writes this file; `make bench ARGS=--quick` only tries them. Each
 script says on its top what it measures and how, takes `--json FILE`, and runs its baselines and
-peers in the same run, in turns.
+peers in the same run, in turns. LIMITS.md tells what the figures mean.
 """
 TITLES = {
     "pipeline": "The pipeline against its peers",
