@@ -1,3 +1,5 @@
+#include <string.h>
+
 #include "resize_kernel.h"
 
 /*
@@ -45,31 +47,62 @@ static uint8_t clip(int32_t value)
     return (uint8_t)(value < 0 ? 0 : value > 255 ? 255 : value);
 }
 
-static void resize_line(struct resize_axis axis, int shift, bool swap,
-                        const int16_t *src, uint8_t *dst)
+/*
+ * The lines side by side, each pixel's values of all of them in a row: what
+ * the weights are multiplied with is then what a vector loads. The last few
+ * values of a row are nothing, and zero.
+ */
+#define SIDE 16
+_Static_assert(3 * RESIZE_LINES <= SIDE &&
+                   2 * SIDE * sizeof(int16_t) <= RESIZE_PAIR_BYTES,
+               "the scratch holds a row for each pixel");
+
+static void interleave(const struct resize_lines *lines, int16_t *values)
 {
-    const int32_t half = (int32_t)1 << shift >> 1;
-    const size_t red = swap ? 2 : 0;
-    for (size_t x = 0; x < axis.span.n_out; x++, dst += 3) {
-        const int16_t *weights = axis.weights + x * axis.stride;
-        const int16_t *pixel = src + (size_t)axis.first[x] * 3;
-        int32_t sums[3] = {half, half, half};
-        for (size_t k = 0; k < axis.n_taps; k++, pixel += 3) {
-            sums[0] += weights[k] * pixel[0];
-            sums[1] += weights[k] * pixel[1];
-            sums[2] += weights[k] * pixel[2];
+    const size_t first = resize_first(lines->axis);
+    const size_t last = resize_last(lines->axis);
+    memset(values + first * SIDE, 0, (last - first) * SIDE * sizeof *values);
+    for (size_t i = 0; i < lines->n_lines; i++) {
+        const int16_t *line = lines->src + i * lines->pitch;
+        for (size_t x = first; x < last; x++) {
+            memcpy(values + x * SIDE + i * 3, line + x * 3, 3 * sizeof *line);
         }
-        dst[red] = clip(sums[0] >> shift);
-        dst[1] = clip(sums[1] >> shift);
-        dst[2 - red] = clip(sums[2] >> shift);
+    }
+}
+
+static void add_side(int16_t weight, const int16_t *values, int32_t *sums)
+{
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC unroll 1 /* or it is unrolled before it can become vectors */
+#endif
+    for (size_t i = 0; i < SIDE; i++) {
+        sums[i] += weight * values[i];
     }
 }
 
 void resize_horizontal_portable(const struct resize_lines *lines,
                                 uint8_t *dst)
 {
-    for (size_t i = 0; i < lines->n_lines; i++) {
-        resize_line(*lines->axis, lines->shift, lines->swap,
-                    lines->src + i * lines->pitch, dst + i * lines->dst_pitch);
+    const struct resize_axis axis = *lines->axis;
+    const int32_t half = (int32_t)1 << lines->shift >> 1;
+    const size_t red = lines->swap ? 2 : 0;
+    int16_t *values = lines->scratch;
+    interleave(lines, values);
+    for (size_t x = 0; x < axis.span.n_out; x++) {
+        const int16_t *weights = axis.weights + x * axis.stride;
+        const int16_t *pixel = values + (size_t)axis.first[x] * SIDE;
+        int32_t sums[SIDE];
+        for (size_t i = 0; i < SIDE; i++) {
+            sums[i] = half;
+        }
+        for (size_t k = 0; k < axis.n_taps; k++) {
+            add_side(weights[k], pixel + k * SIDE, sums);
+        }
+        for (size_t i = 0; i < lines->n_lines; i++) {
+            uint8_t *to = dst + i * lines->dst_pitch + x * 3;
+            to[red] = clip(sums[i * 3] >> lines->shift);
+            to[1] = clip(sums[i * 3 + 1] >> lines->shift);
+            to[2 - red] = clip(sums[i * 3 + 2] >> lines->shift);
+        }
     }
 }
