@@ -75,8 +75,9 @@ def under_sanitizers(extension: Path, *arguments: str) -> subprocess.CompletedPr
 
 
 def run_tests(extension: Path, *arguments: str) -> str:
-    plugins = ["-p", "sanitized_native", "-p", "no:cacheprovider"]
-    run = under_sanitizers(extension, "-m", "pytest", "-q", *plugins, *arguments)
+    # Of what a process has written that is ended, pytest would otherwise show nothing.
+    options = ["-q", "--capture=sys", "-p", "sanitized_native", "-p", "no:cacheprovider"]
+    run = under_sanitizers(extension, "-m", "pytest", *options, *arguments)
     assert run.returncode == 0, run.stdout
     return run.stdout
 
