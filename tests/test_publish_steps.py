@@ -105,7 +105,8 @@ def do_lines(work: Callable[[], object], n_lines: int = 1 << 60) -> None:
 
 def strides(every: int) -> pytest.MarkDecorator:
     """Run a test with a death at every few lines, and at every single one if --slow."""
-    each = pytest.param(1, id="at every line", marks=pytest.mark.slow)
+    marks = [pytest.mark.slow, pytest.mark.timeout(900)]
+    each = pytest.param(1, id="at every line", marks=marks)
     return pytest.mark.parametrize("stride", [pytest.param(every, id="at some lines"), each])
 
 
