@@ -227,6 +227,7 @@ class Target:
             return False
         try:
             os.replace(draft, self.record)
+            _sync(self.record.parent)
         except OSError as error:
             raise SinkError(
                 f"the result is in {self.path}, but its record cannot be put in {self.record}: "
@@ -243,6 +244,7 @@ class Target:
         if self.is_to_be_replaced():
             if not merged.is_dir() and not self.path.is_dir():
                 os.replace(merged, self.path)
+                _sync(self.path.parent)
                 return
             os.rename(self.path, self.staging / f"replaced-{uuid.uuid4().hex}")
         if merged.is_dir():
