@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import select
 import signal
 import traceback
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from io import FileIO
+from typing import Final, TypeVar
 
 from evmp import _native, errors, logs
 from evmp.stage import describe_exit, exit_now
@@ -15,6 +17,7 @@ from evmp.stage import describe_exit, exit_now
 Result = TypeVar("Result")
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LOOK_SECONDS: Final = 0.5  # between two looks whether the child is stopped
 
 
 def call_in_child(
@@ -38,11 +41,11 @@ def call_in_child(
         os.close(read_end)
         _answer(function, write_end, parent, unblocked)
     try:
-        with open(read_end, "rb") as pipe:
+        with open(read_end, "rb", buffering=0) as pipe:
             os.close(write_end)
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             meanwhile()
-            answer = pipe.read()
+            answer = _receive(pipe, pid)
     except BaseException:
         os.kill(pid, signal.SIGKILL)
         raise
@@ -57,6 +60,18 @@ def call_in_child(
         raise error
     value: Result = result
     return value
+
+
+def _receive(pipe: FileIO, pid: int) -> bytes:
+    """Read to the end of the pipe. A child that somebody has stopped, for which nobody would wait
+    but us, is killed."""
+    chunks: list[bytes] = []
+    while not chunks or chunks[-1]:
+        if select.select([pipe], [], [], LOOK_SECONDS)[0]:
+            chunks.append(pipe.read(1 << 20) or b"")
+        elif os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG | os.WNOWAIT):
+            os.kill(pid, signal.SIGKILL)
+    return b"".join(chunks)
 
 
 def _answer(

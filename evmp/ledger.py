@@ -93,7 +93,7 @@ class Ledger:
         """Return the fingerprint of the job that has begun here; empty without one."""
         try:
             found = json.loads(self._storage.read("job.json"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 
@@ -127,7 +127,12 @@ class Ledger:
 
     def _begin(self, text: bytes) -> list[str]:
         """Write job.json where there is none. Returns how the one that is there differs."""
-        self._storage.create("job.json", text)
+        if self._storage.create("job.json", text) and self._storage.names("blocks"):
+            self._storage.delete("job.json")
+            raise SinkError(
+                f"staging place {self.root} has lost its job.json, which says whose rows these "
+                "are; start over with --fresh"
+            )
         begun = self.begun()
         if not begun:
             raise SinkError(
@@ -225,7 +230,7 @@ class Ledger:
         """Read a record."""
         try:
             return _parsed(name, self._storage.read(name))
-        except (ValueError, TypeError, IsADirectoryError) as error:
+        except (ValueError, TypeError, RecursionError, IsADirectoryError) as error:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, why: object) -> SinkError:
@@ -259,7 +264,8 @@ class Ledger:
         commit = Commit(block.start, block.stop, failed, data, size, crc32, reasons, attempt)
         # The stage file stays as well: whoever dies before the record leaves the rows in place.
         self._storage.adopt(stage, f"data/{data}")
-        is_first = self._storage.create(_record(block.start), json.dumps(asdict(commit)).encode())
+        record = _record(block.start)
+        is_first = self._storage.create(record, _text(commit)) or self._commit_of(record) == commit
         if not is_first:
             self._storage.delete(f"data/{data}")
         os.unlink(stage)
@@ -296,14 +302,22 @@ class Ledger:
                 self._storage.delete(name)
 
     def clear(self) -> None:
-        """Delete everything but the lock. Only under lock()."""
-        for path in self.root.iterdir():
+        """Delete everything but the lock. Only under lock().
+
+        The records go first and job.json last: whoever dies in here leaves no record without its
+        rows, and none that another job could take for its own.
+        """
+        order = {"blocks": 0, "data": 1, "job.json": 3}
+        for path in sorted(self.root.iterdir(), key=lambda path: order.get(path.name, 2)):
             if path.name != "lock":
                 _delete(path)
 
     def remove(self) -> None:
-        """Delete the staging place, or of it what can be deleted."""
-        shutil.rmtree(self.root, ignore_errors=True)
+        """Delete the staging place, or of it what can be deleted; the lock last."""
+        with suppress(OSError):
+            self.clear()
+            (self.root / "lock").unlink(missing_ok=True)
+            self.root.rmdir()  # unless another run has begun here just now
 
     def _record_file(self, commit: Commit) -> Path:
         return self._storage.file(_record(commit.start))
@@ -321,13 +335,24 @@ def _record(start: int) -> str:
     return f"blocks/{start:012d}.json"
 
 
+def _text(commit: Commit) -> bytes:
+    """Return the record of a commit, with a checksum of itself."""
+    return json.dumps({**asdict(commit), "check": _check(commit)}).encode()
+
+
+def _check(commit: Commit) -> int:
+    return zlib.crc32(json.dumps(asdict(commit), sort_keys=True).encode())
+
+
 def _parsed(name: str, text: bytes) -> Commit:
     """Return the record of this name.
 
     Raises:
         ValueError, TypeError: when `text` is not such a record.
     """
-    commit = Commit(**json.loads(text))
+    fields = dict(json.loads(text))
+    check = fields.pop("check", None)
+    commit = Commit(**fields)
     numbers = (commit.start, commit.stop, commit.failed, commit.bytes, commit.crc32)
     if not all(type(number) is int and number >= 0 for number in numbers):
         raise ValueError(f"its numbers are {numbers}")
@@ -335,9 +360,13 @@ def _parsed(name: str, text: bytes) -> Commit:
         raise ValueError(f"it is of rows {commit.start} to {commit.stop}, {commit.failed} failed")
     if not _DATA.fullmatch(commit.data) or int(commit.data[:12]) != commit.start:
         raise ValueError(f"its stage file is {commit.data!r}")
-    for reason in dict(commit.reasons).values():
+    if not isinstance(commit.reasons, dict):
+        raise ValueError(f"its reasons are {commit.reasons!r}")
+    for reason in commit.reasons.values():
         if [type(it) for it in reason] != [int, int, str]:
             raise ValueError(f"a reason is {reason!r}")
+    if check != _check(commit):
+        raise ValueError("its checksum does not fit")
     return commit
 
 

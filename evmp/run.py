@@ -154,14 +154,20 @@ class Run:
             self._target.restore()
             if self._fresh:
                 self._target.start_over()
-            elif self._target.settle() or self._is_nothing_left():
+            elif self._target.settle():
                 self._clean_up()
                 return None
-            elif self._retry:
-                self._choose_failed()
-            self._begin()
+            else:
+                self._check_begun()
+                if self._is_nothing_left():
+                    self._clean_up()
+                    return None
+                if self._retry:
+                    self._choose_failed()
+            self._target.ledger.open(self._fingerprint)
             self._target.ledger.sweep()
             meter, before = self._prepare()
+            self._leave_record(self._report(meter, before), "running")
             try:
                 self._supervise(meter)
                 report = self._report(meter, before)
@@ -169,7 +175,7 @@ class Run:
                 self._publish(report)
             except EvmpError as error:
                 report = self._report(meter, before)
-                self._leave_record(report, error)
+                self._leave(report, error)
                 if isinstance(error, Interrupted):
                     raise Interrupted(error.signum, self._where(report)) from None
                 raise
@@ -196,21 +202,35 @@ class Run:
     def _choose_failed(self) -> None:
         """Make the failed rows of the result the rows of this run."""
         record = self._standing()
-        if not self._target.is_to_be_replaced():
-            self._target.start_over()
         self._fingerprint = {**self._plan.fingerprint, "retry": record["result"]}
         job, keys = self._job, self._plan.source.keys
         self._rows = call_in_child(lambda: open_sink(job, keys).failures(self._target.path))
+        if not self._target.is_to_be_replaced():
+            # What says that this is a retry comes first: until the rest is there, too, the result
+            # that stands here is finished.
+            self._target.ledger.clear()
+            self._target.ledger.open(self._fingerprint)
+            self._target.replace_standing()
         self._block_rows = choose_block_rows(job, len(self._rows))
         self._display.note(f"doing {len(self._rows)} failed rows again")
 
-    def _begin(self) -> None:
-        if "retry" in self._target.ledger.begun() and not self._retry:
+    def _check_begun(self) -> None:
+        """Refuse to go on with a retry as a plain run, or the other way round."""
+        begun = self._target.ledger.begun()
+        if not begun or not self._target.is_to_be_replaced():
+            if "retry" in begun and self._target.standing() is None:
+                self._target.ledger.clear()  # the result whose rows they were is gone
+            return
+        if "retry" in begun and not self._retry:
             raise ConfigError(
                 f"the failed rows of {self._target.path} are being done again: go on with "
                 "--retry-failed, or start over with --fresh"
             )
-        self._target.ledger.open(self._fingerprint)
+        if self._retry and "retry" not in begun:
+            raise ConfigError(
+                f"a run with --fresh that replaces {self._target.path} is unfinished: run the job "
+                "without --retry-failed first"
+            )
 
     # --- the work -----------------------------------------------------------------------------
 
@@ -252,8 +272,8 @@ class Run:
         failed = f", {report.failed} of them failed" if report.failed else ""
         return f"{report.rows} of {len(self._rows)} rows are done{failed}"
 
-    def _leave_record(self, report: Report, error: EvmpError) -> None:
-        """Leave the record of a run that has no result in the staging place, if anything is there.
+    def _leave(self, report: Report, error: EvmpError) -> None:
+        """Leave the staging place, if anything is there, with the record of the run.
 
         A run that has committed nothing leaves nothing, but for what --fresh has been told.
         """
@@ -262,8 +282,12 @@ class Run:
             self._target.retreat()
             return
         state = "stopped" if isinstance(error, Interrupted) else "failed"
+        self._leave_record(report, state, str(error))
+
+    def _leave_record(self, report: Report, state: str, error: str = "") -> None:
+        """Write the record of a run that has no result yet to the staging place."""
         record = report.record(self._job.describe(), self._plan.fingerprint)
-        record.update(state=state, error=str(error))
+        record.update(state=state, error=error)
         with suppress(OSError):
             (self._target.staging / "run.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -148,11 +148,23 @@ class Target:
         """
         try:
             self.ledger.clear()
-            standing = self._identity()
-            if standing is not None:
-                (self.staging / "replaces.json").write_text(json.dumps(standing))
         except OSError as error:
             raise SinkError(f"staging place {self.staging} cannot be cleared: {error}") from error
+        self.replace_standing()
+
+    def replace_standing(self) -> None:
+        """Let the new result replace what stands here now, and nothing else.
+
+        Raises:
+            SinkError: when that cannot be noted.
+        """
+        standing = self._identity()
+        if standing is None:
+            return
+        try:
+            (self.staging / "replaces.json").write_text(json.dumps(standing))
+        except OSError as error:
+            raise SinkError(f"staging place {self.staging} cannot be used: {error}") from error
 
     def retreat(self) -> None:
         """Undo what prepare and start_over have made, after a start that has led to nothing."""
@@ -180,11 +192,11 @@ class Target:
             _sync(draft)
             self._move(merged)
         except FileExistsError as error:
-            raise SinkError(
-                f"output {self.path} exists and was not made by a run of this job; move it away "
-                "and run the same command again: all rows are done"
-            ) from error
+            raise SinkError(self._in_the_way()) from error
         except OSError as error:
+            self.restore()
+            if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR):
+                raise SinkError(self._in_the_way()) from error
             raise SinkError(
                 f"output {self.path} cannot be put in place: {error.strerror}; what was done "
                 "is kept: make room or give access, and run the same command again"
@@ -239,6 +251,12 @@ class Target:
         """Return the record, still in the staging place, of the result that stands here."""
         drafts = self.staging.glob("record-*.json")
         return next((draft for draft in drafts if self._record_in(draft) is not None), None)
+
+    def _in_the_way(self) -> str:
+        return (
+            f"output {self.path} exists and was not made by a run of this job; move it away "
+            "and run the same command again: all rows are done"
+        )
 
     def _move(self, merged: Path) -> None:
         if self.is_to_be_replaced():

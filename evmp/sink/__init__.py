@@ -135,6 +135,19 @@ def _check_names(job: Job, keys: Sequence[KeyField]) -> None:
             )
 
 
+def check_amended(fits: bool) -> None:
+    """Refuse to amend a result with stage files that hold other rows than those to be replaced.
+
+    Raises:
+        SinkError: when they do not fit.
+    """
+    if not fits:
+        raise SinkError(
+            "the staged blocks hold other rows than those that are to be replaced; start over with "
+            "--fresh"
+        )
+
+
 def write_whole(file: BinaryIO, data: bytes | memoryview) -> None:
     """Write all of `data`, also through a raw file that takes only part of it at once.
 

@@ -26,7 +26,7 @@ import orjson
 
 from evmp.errors import SinkError
 from evmp.key import Encoder, KeyField, arrow_field, encode, json_encoder
-from evmp.sink import Record, Recovered, reading, sync, write_whole, writing
+from evmp.sink import Record, Recovered, check_amended, reading, sync, write_whole, writing
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -159,8 +159,11 @@ class LineSink:
         with reading(result), open(result, "rb") as old, writing(out), open(out, "xb") as file:
             for n_rows, line in enumerate(old, 1):
                 if n_rows - 1 == place:
-                    line, place = next(new), next(places, -1)
+                    line, place = next(new, b""), next(places, -1)
+                if not line:
+                    break
                 file.write(line)
+            check_amended(place == -1 and next(new, None) is None)
         with writing(out):
             sync(out)
             sync(out.parent)

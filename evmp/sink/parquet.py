@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from evmp.errors import SinkError
 from evmp.key import KeyField, arrow_field
-from evmp.sink import Record, Recovered, reading, sync, write_whole, writing
+from evmp.sink import Record, Recovered, check_amended, reading, sync, write_whole, writing
 from evmp.sink.frame import Frame, frame_header, frames
 
 if TYPE_CHECKING:
@@ -241,10 +241,12 @@ def _amended(
             mask = np.zeros(batch.num_rows, bool)
             mask[np.asarray(rows[first:last]) - start] = True
             there = pa.array(list(islice(results, last - first)), batch.schema.types[-1])
+            check_amended(len(there) == last - first)
             column = pc.replace_with_mask(batch.columns[-1], pa.array(mask), there)
             batch = pa.RecordBatch.from_arrays([*batch.columns[:-1], column], schema=batch.schema)
         yield batch
         start = stop
+    check_amended(len(rows) == bisect.bisect_left(rows, start) and next(results, None) is None)
 
 
 def _joined(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
