@@ -132,6 +132,11 @@ def test_parent_hears_signals_as_before() -> None:
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
 
 
+def test_child_that_somebody_has_stopped_is_killed() -> None:
+    with pytest.raises(WorkerDied, match="a helper process died: SIGKILL"):
+        call_in_child(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+
+
 def test_signal_that_comes_with_the_fork_ends_the_parent_alone() -> None:
     parent, fork = os.getpid(), os.fork
 

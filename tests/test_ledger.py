@@ -143,6 +143,51 @@ def test_damaged_record_is_told(ledger: Ledger) -> None:
         ledger.commits()
 
 
+def test_record_that_was_changed_is_told(ledger: Ledger) -> None:
+    commit(ledger, 0, 4)
+    record = ledger.root / "blocks" / "000000000000.json"
+    record.write_text(record.read_text().replace('"stop": 4', '"stop": 3'))
+
+    with pytest.raises(SinkError, match=r"is damaged: its checksum does not fit; delete it"):
+        ledger.commits()
+
+
+@pytest.mark.parametrize("text", [b"[" * 200_000, b"[]", b'{"start": 0}'])
+def test_record_of_something_else_is_told(ledger: Ledger, text: bytes) -> None:
+    commit(ledger, 0, 4)
+    (ledger.root / "blocks" / "000000000000.json").write_bytes(text)
+
+    with pytest.raises(SinkError, match=r"is damaged: .*; delete it"):
+        ledger.commits()
+
+
+def test_records_go_first_and_the_name_of_the_job_last(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(ledger, 0, 4)
+    (ledger.root / "lock").touch()
+    deleted = []
+
+    def note(path: Path) -> None:
+        assert (ledger.root / "lock").exists()
+        deleted.append(path.name)
+
+    monkeypatch.setattr("evmp.ledger._delete", note)
+    ledger.remove()
+
+    assert (deleted[:2], deleted[-1]) == (["blocks", "data"], "job.json")
+    assert not (ledger.root / "lock").exists()
+
+
+def test_blocks_of_nobody_knows_which_job_are_refused(ledger: Ledger) -> None:
+    commit(ledger, 0, 4)
+    (ledger.root / "job.json").unlink()
+
+    for _ in range(2):
+        with pytest.raises(SinkError, match=r"has lost its job\.json.* start over with --fresh"):
+            ledger.open(FINGERPRINT)
+
+
 def test_same_job_goes_on(ledger: Ledger) -> None:
     commit(ledger, 0, 4)
 

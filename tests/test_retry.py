@@ -18,7 +18,7 @@ from jobfolder import JobFolder
 from evmp.errors import SinkError
 from evmp.job import load_job
 from evmp.key import KeyField
-from evmp.sink import open_sink
+from evmp.sink import Record, open_sink
 from evmp.source import Kind, Row, read_rows
 from evmp.target import Target
 
@@ -202,6 +202,57 @@ def test_killed_retry_goes_on(
     assert f"of {N_ROWS - 2} rows are done" in again.stderr
     assert (job.path / "out.jsonl").read_bytes() == whole(job, "whole.jsonl")
     assert job.leftovers() == []
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("rows", [[1], [1, 2, 3], [1, 7]])
+def test_blocks_that_do_not_fit_amend_nothing(job: JobFolder, name: str, rows: list[int]) -> None:
+    job.write(
+        input_table=None, input_oss_file="list.txt", reserved_columns=None, output_oss_file=name
+    )
+    sink = open_sink(load_job(job.path / "job.yaml"), (KeyField("image"),))
+    records = [Record(row, (f"{row}.jpg",), b'{"class":1}', False) for row in range(6)]
+    for file, some in (("whole", records), ("stage", records[1:3])):
+        with open(job.path / file, "wb", buffering=0) as stage:
+            sink.append(stage, some)
+    result, stages = job.path / f"result{Path(name).suffix}", [job.path / "stage"]
+    assert sink.merge([job.path / "whole"], result) == 6
+
+    with pytest.raises(SinkError, match="hold other rows than those that are to be replaced"):
+        sink.amend(result, array("q", rows), stages, job.path / f"new{result.suffix}")
+
+
+def test_retry_leaves_an_unfinished_fresh_run_alone(
+    job: JobFolder, photos: Path, trouble_model: Callable[..., Path]
+) -> None:
+    write(job, model_path=str(trouble_model("Slow", steps=300)), block_rows=4)
+    assert job.run().returncode == 0
+    process = job.start("--fresh")
+    blocks = job.path / "out.jsonl.evmp" / "blocks"
+    while not blocks.is_dir() or len(list(blocks.glob("*.json"))) < 2:
+        assert process.poll() is None, process.communicate()[1]
+    process.kill()
+    process.communicate()
+    before = sorted(path.name for path in blocks.iterdir())
+
+    done = job.run("--retry-failed")
+
+    assert done.returncode == 2
+    assert "is unfinished: run the job without --retry-failed first" in done.stderr
+    assert sorted(path.name for path in blocks.iterdir()) == before
+    assert job.run().returncode == 0
+
+
+def test_retry_that_dies_while_it_looks_leaves_a_finished_job(job: JobFolder, photos: Path) -> None:
+    write(job)
+    assert job.run().returncode == 0
+    target = Target(job.path / "out.jsonl")
+    target.prepare()  # as far as a retry gets before it has found the failed rows
+
+    done = job.run()
+
+    assert done.returncode == 0
+    assert "already done" in done.stderr
 
 
 def test_table_that_a_dead_publish_took_away_comes_back(tmp_path: Path) -> None:

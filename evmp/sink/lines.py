@@ -160,8 +160,7 @@ class LineSink:
             for n_rows, line in enumerate(old, 1):
                 if n_rows - 1 == place:
                     line, place = next(new, b""), next(places, -1)
-                if not line:
-                    break
+                check_amended(line != b"")
                 file.write(line)
             check_amended(place == -1 and next(new, None) is None)
         with writing(out):
