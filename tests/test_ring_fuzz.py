@@ -6,7 +6,6 @@ The long form is `make soak`.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -79,12 +78,9 @@ def test_rows_come_out_once_when_a_role_dies_at_every_line(run: Fuzz, role: str)
 
 
 @pytest.mark.parametrize("name", mutants.PYTHON)
-def test_fuzz_sees_that(run: Fuzz, tmp_path: Path, name: str) -> None:
+def test_fuzz_sees_that(run: Fuzz, name: str) -> None:
     scenario = replace(BROKEN, patches=mutants.PYTHON[name], **mutants.HINTS.get(name, {}))
-    calm = replace(scenario, n_rows=100, lines=0, steps=0, sweep="")
 
-    assert run(calm).is_clean, "it is broken without any death, which is no test of the fuzz"
-    shutil.rmtree(tmp_path / "out.evmp")
     assert not run(scenario).is_clean
 
 
