@@ -1,13 +1,18 @@
 /* evmp._native: what a process asks of Linux about itself, and test hooks. */
 #include "native.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <malloc.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "ring.h"
+
+enum { RENAME_EXCHANGE_FLAG = 2 };  // of linux/fs.h, which clashes with libc's
 
 PyDoc_STRVAR(die_with_parent_doc,
 "die_with_parent()\n--\n\n"
@@ -51,6 +56,34 @@ static PyObject *keep_memory(PyObject *Py_UNUSED(module),
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(exchange_doc,
+"exchange(one, other, /)\n--\n\n"
+"Have two paths change places in one step, whatever is there: renameat2(2).\n\n"
+"Raises: OSError, with EINVAL or ENOSYS where the file system or the kernel\n"
+"cannot do it.");
+
+static PyObject *exchange(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *one = NULL, *other = NULL;
+    if (!PyArg_ParseTuple(args, "O&O&:exchange", PyUnicode_FSConverter, &one,
+                          PyUnicode_FSConverter, &other)) {
+        Py_XDECREF(one);
+        return NULL;
+    }
+    long failed;
+    Py_BEGIN_ALLOW_THREADS
+    // By its number: the C libraries of some platforms have no name for it.
+    failed = syscall(SYS_renameat2, AT_FDCWD, PyBytes_AS_STRING(one), AT_FDCWD,
+                     PyBytes_AS_STRING(other), RENAME_EXCHANGE_FLAG);
+    Py_END_ALLOW_THREADS
+    Py_DECREF(one);
+    Py_DECREF(other);
+    if (failed) {
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(set_process_name_doc,
 "set_process_name(name, /)\n--\n\n"
 "Set what `ps -o comm` and `top` show; the first 15 bytes count.");
@@ -86,6 +119,7 @@ static PyObject *set_fault(PyObject *Py_UNUSED(module), PyObject *args)
 static PyMethodDef process_methods[] = {
     {"die_with_parent", die_with_parent, METH_NOARGS, die_with_parent_doc},
     {"adopt_orphans", adopt_orphans, METH_NOARGS, adopt_orphans_doc},
+    {"exchange", exchange, METH_VARARGS, exchange_doc},
     {"keep_memory", keep_memory, METH_NOARGS, keep_memory_doc},
     {"set_process_name", set_process_name, METH_O, set_process_name_doc},
     {"set_fault", set_fault, METH_VARARGS, set_fault_doc},

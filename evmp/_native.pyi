@@ -1,5 +1,6 @@
 """The C kernels. Buffers are C-contiguous; the GIL is released while a kernel runs."""
 
+from os import PathLike
 from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar, final
 
 from numpy.typing import NDArray
@@ -97,6 +98,13 @@ def die_with_parent() -> None:
 
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent dies."""
+
+def exchange(one: str | PathLike[str], other: str | PathLike[str], /) -> None:
+    """Have two paths change places in one step.
+
+    Raises:
+        OSError: with EINVAL or ENOSYS where the file system or the kernel cannot do it.
+    """
 
 def keep_memory() -> None:
     """Have malloc keep what is freed for the next allocation, however large."""

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from evmp import _native
 from evmp.errors import ConfigError, SinkError
 from evmp.ledger import Ledger
 
@@ -210,6 +211,8 @@ class Target:
     def restore(self) -> None:
         """Put a result back that a publish has taken away, and then died before its own was there.
 
+        That is where a file system cannot exchange the two in one step.
+
         Raises:
             SinkError: when it cannot be put back.
         """
@@ -260,17 +263,26 @@ class Target:
 
     def _move(self, merged: Path) -> None:
         if self.is_to_be_replaced():
-            if not merged.is_dir() and not self.path.is_dir():
-                os.replace(merged, self.path)
-                _sync(self.path.parent)
-                return
-            os.rename(self.path, self.staging / f"replaced-{uuid.uuid4().hex}")
-        if merged.is_dir():
+            self._replace(merged)
+        elif merged.is_dir():
             os.rename(merged, self.path)
         else:
             os.link(merged, self.path)
             os.unlink(merged)
         _sync(self.path.parent)
+
+    def _replace(self, merged: Path) -> None:
+        """Put `merged` in the place of what stands here, which goes into the staging place."""
+        if not merged.is_dir() and not self.path.is_dir():
+            os.replace(merged, self.path)
+            return
+        try:
+            _native.exchange(merged, self.path)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            os.rename(self.path, self.staging / f"replaced-{uuid.uuid4().hex}")
+            os.rename(merged, self.path)
 
     def _is_empty_table(self) -> bool:
         return self._is_table and self.path.is_dir() and not any(self.path.iterdir())

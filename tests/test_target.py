@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from evmp import _native
 from evmp.errors import ConfigError, SinkError
 from evmp.job import Job
 from evmp.target import Target
@@ -152,9 +155,22 @@ def test_fresh_does_not_replace_what_came_later(target: Target) -> None:
     assert target.path.read_text() == "somebody's, written since"
 
 
+def cannot_exchange(one: object, other: object) -> None:
+    """What renameat2 answers on NFS, for one."""
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+@pytest.mark.parametrize("exchange", [_native.exchange, cannot_exchange])
 @pytest.mark.parametrize("old", ["file", "table"])
 @pytest.mark.parametrize("new", ["file", "table"])
-def test_fresh_replaces_a_file_and_a_table(tmp_path: Path, old: str, new: str) -> None:
+def test_fresh_replaces_a_file_and_a_table(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    exchange: Callable[..., None],
+    old: str,
+    new: str,
+) -> None:
+    monkeypatch.setattr(_native, "exchange", exchange)
     target = Target(tmp_path / "out")
     target.prepare()
     if old == "file":
@@ -168,6 +184,19 @@ def test_fresh_replaces_a_file_and_a_table(tmp_path: Path, old: str, new: str) -
 
     assert target.path.is_file() == (new == "file")
     assert not (target.path / "old.parquet").exists()
+
+
+def test_exchange_swaps_whatever_is_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("f")
+    (tmp_path / "folder").mkdir()
+
+    _native.exchange(tmp_path / "file", str(tmp_path / "folder"))
+
+    assert (tmp_path / "file").is_dir()
+    assert (tmp_path / "folder").read_text() == "f"
+    with pytest.raises(FileNotFoundError):
+        _native.exchange(tmp_path / "file", tmp_path / "missing")
+    assert (tmp_path / "file").is_dir()
 
 
 def test_start_over_keeps_the_result_and_forgets_the_work(target: Target) -> None:
