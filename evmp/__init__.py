@@ -12,6 +12,7 @@ Where to read on, from the outside in:
   is made of, `errors` is everything that can be wrong. All else takes a `Job`.
 - `pipeline`, `supervisor`, `stage`: which processes a worker has, who watches them, how they stop.
 - `reader`, `decoder`, `predictor`, `writer`: the stages, in the order of the flow; `ring` between.
+- `engine`: what a predictor holds, a model and its head perhaps.
 - `source`, `image`, `model`, `head`, `sink`: rows, pixels, tensors, results; none knows the others.
 - `ledger`, `publish`: what is done and stays done, and how it becomes the output in one step.
 - `_native`: the C extension with Base64, resize and the ring.

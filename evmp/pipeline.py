@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from evmp import _native, logs, machine
 from evmp.decoder import Decoder
+from evmp.engine import FrameEngine
 from evmp.errors import ConfigError, EvmpError, Interrupted
 from evmp.fit import Fit
 from evmp.ledger import Block, Ledger
@@ -354,9 +355,9 @@ class Worker:
                 number,
             ),
             "predictor": lambda number: Predictor(
-                self._job,
-                self._package,
-                self._gpu_of(number),
+                FrameEngine(
+                    self._job, self._package, self._gpu_of(number), self._layout.batch_rows
+                ),
                 self._pixels,
                 self._results,
                 self._seats[number],

@@ -22,6 +22,7 @@ LAYERS = [
     "zygote",
     "supervisor child",
     "reader decoder process predictor writer",
+    "engine",
     "stage",
     "ring",
     "head sink target report",

@@ -1,0 +1,91 @@
+"""What predicts: rows of the ring before the predictors in, one JSON result a row out.
+
+The predictor's stage claims, isolates rows that fail, and puts results; what it holds is an Engine,
+and which one depends on what the rows are.
+
+    FrameEngine     pixels at the model's size: a built-in model and its head
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from evmp.head import Head
+    from evmp.job import Job
+    from evmp.model import Model
+    from evmp.model.package import ModelPackage
+    from evmp.ring import Ring
+
+
+class Engine(Protocol):
+    """Turns rows into results. Only the process that opened it may use it."""
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many rows of a batch it takes in one call, once it is open."""
+
+    def open(self) -> None:
+        """Load what predicts, run it once, and check what comes out.
+
+        Raises:
+            EvmpError: when the job cannot start.
+        """
+
+    def predict(self, ring: Ring, rows: Sequence[int]) -> list[bytes]:
+        """Return the JSON result of each of `rows`, in their order.
+
+        Args:
+            ring: where they are, claimed by this process.
+            rows: sequence numbers, ascending, of one batch.
+
+        Raises:
+            Exception: whatever is wrong with one of them; alone, it is to blame.
+        """
+
+
+class FrameEngine:
+    """A built-in model, and pixels that the decoders have put where it reads them.
+
+    Args:
+        job, package: which model, on which device, with which options.
+        gpu: the one to use, as CUDA_VISIBLE_DEVICES names it; empty for the CPU.
+        batch_rows: rows of the ring's batches.
+    """
+
+    def __init__(self, job: Job, package: ModelPackage, gpu: str, batch_rows: int) -> None:
+        self._job, self._package, self._gpu = job, package, gpu
+        self._shape = (batch_rows, package.input.height, package.input.width, 3)
+        self._model: Model
+        self._head: Head
+
+    @property
+    def rows_at_once(self) -> int:
+        return self._model.rows_at_once
+
+    def open(self) -> None:
+        # CUDA reads this at its start, which is later: this process sees its own GPU only.
+        os.environ["CUDA_VISIBLE_DEVICES"] = self._gpu
+        from evmp.head import open_head
+        from evmp.model import open_model
+
+        self._head = open_head(self._package, self._job)
+        self._model = open_model(
+            self._package,
+            self._job.device if self._gpu or self._job.device == "cuda" else "cpu",
+            self._shape[0],
+            self._job.torch_threads,
+            self._job.cpu_batch_size,
+        )
+        self._head.check(self._model.warm_up())
+
+    def predict(self, ring: Ring, rows: Sequence[int]) -> list[bytes]:
+        batch = rows[0] // ring.n_rows
+        frames = np.frombuffer(ring.batch(batch), np.uint8).reshape(self._shape)
+        outputs = self._model.predict(frames, [n % ring.n_rows for n in rows])
+        headers = [ring.header(n) for n in rows]
+        return self._head.results(outputs, [(h.height, h.width) for h in headers])
