@@ -5,6 +5,7 @@ torch and are for predictor processes only: `open_model` loads one in the proces
 
     torchscript     a .pt archive; `archive` tells what a file is before torch touches it
     network         a loaded network on the CPU or a GPU, whichever adapter it came from
+    batch           what becomes of the rows of a batch, whatever runs it
 """
 
 from __future__ import annotations

@@ -22,14 +22,13 @@ import torch
 
 from evmp import _native
 from evmp.errors import ModelError
+from evmp.model.batch import Array, divided, filled_up, scale_and_bias
 
 if TYPE_CHECKING:
     from evmp.model import Frames, Model, Outputs
-    from evmp.model.package import ModelInput, ModelPackage
+    from evmp.model.package import ModelPackage
 
 Finish: TypeAlias = Callable[[Any], Any]
-Triple: TypeAlias = tuple[float, float, float]
-Array: TypeAlias = "np.ndarray[Any, Any]"
 
 log = logging.getLogger(__name__)
 
@@ -185,21 +184,6 @@ class BatchNetwork:
         return planes.mul_(self._scale).add_(self._bias).to(self._dtype)
 
 
-def filled_up(rows: Sequence[int], n: int) -> list[int]:
-    """Repeat rows until they are n.
-
-    The shape of a batch never changes, and with it the kernels. Nothing but the rows asked for is
-    in it, so that they fail for no other's sake.
-    """
-    return [rows[i % len(rows)] for i in range(n)]
-
-
-def scale_and_bias(spec: ModelInput) -> tuple[Triple, Triple]:
-    """Return the factor and the summand of each channel: x * scale / std - mean / std."""
-    (a, b, c), (x, y, z) = spec.std, spec.mean
-    return (spec.scale / a, spec.scale / b, spec.scale / c), (-x / a, -y / b, -z / c)
-
-
 def settle(
     module: Any, finish: Finish, probe: torch.Tensor, package: ModelPackage
 ) -> tuple[Any, torch.memory_format]:
@@ -265,8 +249,7 @@ def to_rows(output: Any, batch_size: int) -> Outputs:
                 "one dict an image"
             )
         return [{str(name): _bring(str(name), it) for name, it in row.items()} for row in each]
-    arrays = _to_arrays(output, batch_size)
-    return [{name: array[row] for name, array in arrays.items()} for row in range(batch_size)]
+    return divided(_to_arrays(output), batch_size)
 
 
 def _dicts_of(output: Any) -> Sequence[dict[str, Any]]:
@@ -280,8 +263,8 @@ def _dicts_of(output: Any) -> Sequence[dict[str, Any]]:
     return ()
 
 
-def _to_arrays(output: Any, batch_size: int) -> dict[str, Array]:
-    """Return (batch_size, ...) arrays by name."""
+def _to_arrays(output: Any) -> dict[str, Array]:
+    """Return arrays by name."""
     if isinstance(output, torch.Tensor):
         output = (output,)
     if isinstance(output, (tuple, list)):
@@ -289,17 +272,7 @@ def _to_arrays(output: Any, batch_size: int) -> dict[str, Array]:
     if not isinstance(output, dict) or not output:
         found = "nothing" if output is None or output == {} else f"a {type(output).__name__}"
         raise ModelError(f"the model returned {found}, expected a tensor or several")
-    return {str(name): _to_array(str(name), it, batch_size) for name, it in output.items()}
-
-
-def _to_array(name: str, tensor: Any, batch_size: int) -> Array:
-    array = _bring(name, tensor)
-    if array.ndim == 0 or len(array) != batch_size:
-        raise ModelError(
-            f"the model's output {name} is {array.shape} for a batch of {batch_size}, "
-            f"expected ({batch_size}, ...)"
-        )
-    return array
+    return {str(name): _bring(str(name), it) for name, it in output.items()}
 
 
 def _bring(name: str, tensor: Any) -> Array:

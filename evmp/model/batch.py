@@ -1,0 +1,53 @@
+"""What every adapter does with a batch: fill it up, normalise it, divide what comes out of it.
+
+Numbers and numpy arrays only: no torch is imported here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from evmp.errors import ModelError
+
+if TYPE_CHECKING:
+    from evmp.model import Outputs
+    from evmp.model.package import ModelInput
+
+Array: TypeAlias = "np.ndarray[Any, Any]"
+Triple: TypeAlias = tuple[float, float, float]
+
+
+def filled_up(rows: Sequence[int], n: int) -> list[int]:
+    """Repeat rows until they are n.
+
+    The shape of a batch never changes, and with it the kernels. Nothing but the rows asked for is
+    in it, so that they fail for no other's sake.
+    """
+    return [rows[i % len(rows)] for i in range(n)]
+
+
+def scale_and_bias(spec: ModelInput) -> tuple[Triple, Triple]:
+    """Return the factor and the summand of each channel: x * scale / std - mean / std."""
+    (a, b, c), (x, y, z) = spec.std, spec.mean
+    return (spec.scale / a, spec.scale / b, spec.scale / c), (-x / a, -y / b, -z / c)
+
+
+def divided(arrays: Mapping[str, Array], batch_size: int) -> Outputs:
+    """Divide a batch's outputs among its rows.
+
+    Args:
+        arrays: by name, each (batch_size, ...).
+
+    Raises:
+        ModelError: one is not of as many rows.
+    """
+    for name, array in arrays.items():
+        if array.ndim == 0 or len(array) != batch_size:
+            raise ModelError(
+                f"the model's output {name} is {array.shape} for a batch of {batch_size}, "
+                f"expected ({batch_size}, ...)"
+            )
+    return [{name: array[row] for name, array in arrays.items()} for row in range(batch_size)]
