@@ -18,6 +18,7 @@ from trouble import Fussy
 
 from evmp.errors import ModelError
 from evmp.model import open_model
+from evmp.model.device import Cpu
 from evmp.model.network import BatchNetwork, open_network
 from evmp.model.package import ModelInput, ModelOutput, ModelPackage, load_package
 
@@ -112,9 +113,9 @@ def test_warm_up_gives_the_outputs_of_a_black_image(tmp_path):
 
 def test_batches_on_a_device_equal_single_images(tmp_path):
     file = save(convolutions(), tmp_path)
-    package, cpu = package_of(file), torch.device("cpu")
+    package = package_of(file)
     single = open_model(package, "cpu", 8, 1)
-    batched = BatchNetwork(torch.jit.load(file), package, torch.jit.freeze, 8, cpu)
+    batched = BatchNetwork(torch.jit.load(file), package, torch.jit.freeze, 8, Cpu())
 
     found = batched.predict(FRAMES, [6, 1])
 
@@ -139,12 +140,12 @@ def test_rows_at_once_do_not_show_in_each_other(tmp_path):
 
 @pytest.mark.parametrize("is_gpu", [False, True])
 def test_row_fails_for_no_other_row(tmp_path, is_gpu):
-    file, cpu = save(Fussy(convolutions()).eval(), tmp_path), torch.device("cpu")
+    file = save(Fussy(convolutions()).eval(), tmp_path)
     package = package_of(file, mean=[0] * 3, std=[1] * 3)
     frames = FRAMES.copy()
     frames[2] = 255
     if is_gpu:  # as on one, that is
-        model = BatchNetwork(torch.jit.load(file), package, torch.jit.freeze, 8, cpu)
+        model = BatchNetwork(torch.jit.load(file), package, torch.jit.freeze, 8, Cpu())
     else:
         model = open_model(package, "cpu", 8, 1, 4)
 
@@ -163,20 +164,36 @@ def test_batch_that_does_not_fit_is_halved(tmp_path, caplog, said):
 
     def short_of_memory(tensor):
         sizes.append(len(tensor))
-        if len(tensor) > 3:
+        if len(tensor) > 3 and len(sizes) > 1:
             raise RuntimeError(said) if said else torch.OutOfMemoryError("CUDA is full")
         return module(tensor)
 
     package = package_of(tmp_path / "model.pt")
-    whole = BatchNetwork(module, package, torch.jit.freeze, 8, torch.device("cpu"))
-    model = BatchNetwork(module, package, lambda _: short_of_memory, 8, torch.device("cpu"))
+    whole = BatchNetwork(module, package, torch.jit.freeze, 8, Cpu())
+    model = BatchNetwork(module, package, lambda _: short_of_memory, 8, Cpu())
     found = model.predict(FRAMES, range(8))
 
     assert model.rows_at_once == 2
-    assert sizes[1:] == [8, 4, 2, 2, 2, 2]  # the first is the probe of one row
+    assert sizes[1:] == [8, 4, 2, 2, 2, 2]  # the first is the probe
     assert "out of GPU memory: from now on 2 images at once" in caplog.text
     for row, expected in zip(found, whole.predict(FRAMES, range(8)), strict=True):
         np.testing.assert_allclose(row["0"], expected["0"], atol=1e-5)
+
+
+def test_memory_that_is_short_from_the_start_halves_the_batch_at_the_start(tmp_path):
+    def short_of_memory(tensor):
+        sizes.append(len(tensor))
+        if len(tensor) > 3:
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
+        return tensor.flatten(1)
+
+    sizes: list[int] = []
+    module = torch.jit.load(save(convolutions(), tmp_path))
+    package = package_of(tmp_path / "model.pt")
+    model = BatchNetwork(module, package, lambda _: short_of_memory, 8, Cpu())
+
+    assert len(model.warm_up()) == 1
+    assert sizes == [8, 4, 2, 2, 2]
 
 
 def test_row_that_does_not_fit_alone_is_an_error(tmp_path):
@@ -189,7 +206,7 @@ def test_row_that_does_not_fit_alone_is_an_error(tmp_path):
     sizes: list[int] = []
     module = torch.jit.load(save(convolutions(), tmp_path))
     package = package_of(tmp_path / "model.pt")
-    model = BatchNetwork(module, package, lambda _: full, 8, torch.device("cpu"))
+    model = BatchNetwork(module, package, lambda _: full, 8, Cpu())
 
     with pytest.raises(ModelError, match="CUDA out of memory"):
         model.predict(FRAMES, range(8))

@@ -1,8 +1,9 @@
-"""What networks return, divided among the rows: tensors, and lists of one dict an image."""
+"""What networks return, divided among the rows, and when: with several batches in flight."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from modelfolder import write_package
 from torch import Tensor, nn
 
 from evmp.errors import ModelError
-from evmp.model import Model, open_model
+from evmp.model import DeviceLost, Model, open_model
+from evmp.model.device import Cpu, Device, Mark
 from evmp.model.network import BatchNetwork, to_rows
 from evmp.model.package import load_package
 
@@ -65,7 +67,7 @@ def opened(request: pytest.FixtureRequest, tmp_path: Path) -> object:
             return open_model(package, "cpu", 8, 1, 1 if request.param == "one by one" else 3)
         from evmp.model.torchscript import _load, _prepare
 
-        return BatchNetwork(_load(package.weights), package, _prepare, 8, torch.device("cpu"))
+        return BatchNetwork(_load(package.weights), package, _prepare, 8, Cpu())
 
     return opened
 
@@ -113,3 +115,146 @@ def test_a_row_keeps_nothing_of_the_model() -> None:
     boxes += 1
 
     assert (row["boxes"] == 0).all()
+
+
+# --- batches in flight ----------------------------------------------------------------------------
+
+
+class Late(Cpu):
+    """A device on which outputs arrive only when somebody waits for them, as late as they may."""
+
+    def __init__(self) -> None:
+        self._on_the_way: list[Callable[[], object]] = []
+        self.failure: Exception | None = None
+        self.is_lost = False
+
+    def download(self, tensor: Tensor) -> Tensor:
+        copy = torch.full(tensor.shape, 77, dtype=tensor.dtype)
+        self._on_the_way.append(partial(copy.copy_, tensor))
+        return copy
+
+    def mark(self) -> Mark:
+        return partial(self._pass, list(self._on_the_way))
+
+    def _pass(self, arriving: list[Callable[[], object]]) -> None:
+        if self.failure:
+            raise self.failure
+        with torch.inference_mode():
+            for arrive in arriving:
+                arrive()
+
+    def check(self) -> None:
+        if self.is_lost:
+            raise DeviceLost("the device is gone")
+
+
+def colours(finish: Callable[[nn.Module], object], device: Device, folder: Path) -> BatchNetwork:
+    """A network that returns the mean colour of each image, for batches of 4."""
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    package = load_package(write_package(folder / "model", network, "classifier"))
+    return BatchNetwork(network, package, finish, 4, device)
+
+
+def batches(n: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 256, (n, 4, 32, 32, 3), np.uint8))
+
+
+def same(network: nn.Module) -> nn.Module:
+    return network
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1]])
+def test_batches_in_flight_do_not_mix(tmp_path: Path, order: list[int]) -> None:
+    model = colours(same, Late(), tmp_path)
+    expected = [[row["0"].tolist() for row in model.predict(it, range(4))] for it in batches(3)]
+
+    pending = [model.start(frames, range(4)) for frames in batches(3)]
+    found = {i: pending[i].result() for i in order}
+
+    assert model.is_asynchronous
+    assert [[row["0"].tolist() for row in found[i]] for i in range(3)] == expected
+
+
+def test_outputs_are_not_there_before_they_are_waited_for(tmp_path: Path) -> None:
+    model = colours(same, Cpu(), tmp_path)
+    late = colours(same, Late(), tmp_path)
+    frames = batches(1)[0]
+
+    first, second = late.start(frames, [3, 1]), late.start(frames, [2])
+
+    for found, rows in ((second, [2]), (first, [3, 1])):
+        expected = model.predict(frames, rows)
+        assert [row["0"].tolist() for row in found.result()] == [
+            row["0"].tolist() for row in expected
+        ]
+
+
+def test_lack_of_memory_spares_what_is_in_flight(tmp_path: Path) -> None:
+    limits = [4]
+
+    def limited(network: nn.Module) -> object:
+        def run(batch: Tensor) -> Tensor:
+            if len(batch) > limits[0]:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return network(batch)
+
+        return run
+
+    one, two = batches(2)
+    whole = colours(same, Cpu(), tmp_path)
+    model = colours(limited, Late(), tmp_path)
+
+    before = model.start(one, range(4))
+    limits[0] = 2
+    after = model.start(two, range(4))
+
+    assert model.rows_at_once == 2
+    for found, frames in ((after, two), (before, one)):
+        for row, expected in zip(found.result(), whole.predict(frames, range(4)), strict=True):
+            np.testing.assert_allclose(row["0"], expected["0"], rtol=1e-6)
+
+
+def test_late_failure_is_the_models_while_the_device_lives(tmp_path: Path) -> None:
+    device = Late()
+    model = colours(same, device, tmp_path)
+
+    pending = model.start(batches(1)[0], range(4))
+    device.failure = RuntimeError("CUDA error: invalid argument\nCompile with so and so")
+
+    with pytest.raises(ModelError, match=r"^the model failed: CUDA error: invalid argument$"):
+        pending.result()
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_lost_device_is_no_failure_of_the_model(tmp_path: Path, is_late: bool) -> None:
+    def failing(network: nn.Module) -> object:
+        def run(batch: Tensor) -> Tensor:
+            if device.is_lost and not is_late:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            return network(batch)
+
+        return run
+
+    device = Late()
+    model = colours(failing, device, tmp_path)
+    pending = model.start(batches(1)[0], range(4))
+    device.is_lost = True
+    device.failure = RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    with pytest.raises(DeviceLost, match="the device is gone"):
+        pending.result() if is_late else model.start(batches(1)[0], [1])
+
+
+def test_model_on_the_cpu_has_begun_nothing_that_it_has_not_done(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    package = load_package(write_package(tmp_path / "model", network, "classifier"))
+    model = open_model(package, "cpu", 4, 1)
+    frames = batches(1)[0]
+
+    model.pin(memoryview(bytearray(8)))
+    pending = model.start(frames, [2])
+    model.close()
+
+    assert not model.is_asynchronous
+    (row,), (expected,) = pending.result(), model.predict(frames, [2])
+    assert row["0"].tolist() == expected["0"].tolist()

@@ -6,13 +6,15 @@ torch and are for predictor processes only: `open_model` loads one in the proces
     torchscript     a .pt archive; `archive` tells what a file is before torch touches it
     network         a loaded network on the CPU or a GPU, whichever adapter it came from
     batch           what becomes of the rows of a batch, whatever runs it
+    device          the CPU or a GPU: how frames get there and outputs come back
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +28,27 @@ Frames: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 Outputs: TypeAlias = "list[dict[str, np.ndarray[Any, Any]]]"
 
 
+T = TypeVar("T")
+
+
+class DeviceLost(Exception):
+    """The device does no more for this process, whatever it is asked for; another may use it.
+
+    No row is to blame by itself, so this is no ModelError: the process must end, and be replaced.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Pending(Generic[T]):
+    """What was begun.
+
+    Attributes:
+        result: waits for it and returns it, once, or raises what went wrong.
+    """
+
+    result: Callable[[], T]
+
+
 class Model(Protocol):
     """A loaded model; only the process that opened it may use it."""
 
@@ -36,6 +59,10 @@ class Model(Protocol):
     @property
     def rows_at_once(self) -> int:
         """How many rows of a call it works on together; fewer where they do not fit into memory."""
+
+    @property
+    def is_asynchronous(self) -> bool:
+        """Whether it works by itself on what was started, so that more should be started."""
 
     def warm_up(self) -> Outputs:
         """Run on black images until the first real batch will not be slower than the next.
@@ -58,7 +85,21 @@ class Model(Protocol):
 
         Raises:
             ModelError: the model failed, or did not return a batch.
+            DeviceLost: so did its device, for good.
         """
+
+    def start(self, frames: Frames, rows: Sequence[int]) -> Pending[Outputs]:
+        """Begin what `predict` does; its errors are raised here, or with the result.
+
+        Args:
+            frames, rows: as there, but they may be overwritten only when the result is there.
+        """
+
+    def pin(self, memory: memoryview) -> None:
+        """Tell where frames will lie, before the first: from there they are copied faster."""
+
+    def close(self) -> None:
+        """Let go of that memory. Nothing may be in flight, and nothing is started any more."""
 
 
 def preload(package: ModelPackage) -> None:

@@ -3,8 +3,8 @@
 On the CPU the images of a batch go through one by one, or in fours, as the job says: the
 activations of many at once leave the caches, which cost EfficientNet-Lite0 half its speed or more,
 while few at once share a ResNet's weights (12 % faster). A GPU gets the whole batch as uint8, and
-normalises it there. Either way the shape never changes, so that a result does not depend, to the
-bit, on what else is in the batch.
+normalises it there; while it works on one batch, the next is begun. Either way the shape never
+changes, so that a result does not depend, to the bit, on what else is in the batch.
 
 One thread and several are not the same to torch: it takes other kernels for 1x1 convolutions, and
 results differ in their last bits. From two threads on their number does not matter.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -22,19 +23,24 @@ import torch
 
 from evmp import _native
 from evmp.errors import ModelError
+from evmp.model import Pending
 from evmp.model.batch import Array, divided, filled_up, scale_and_bias
+from evmp.model.device import Cpu, Device, Gpu, Mark
 
 if TYPE_CHECKING:
     from evmp.model import Frames, Model, Outputs
     from evmp.model.package import ModelPackage
 
 Finish: TypeAlias = Callable[[Any], Any]
+Download: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 log = logging.getLogger(__name__)
 
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-# TorchScript profiles its first run and compiles in its second.
-CUDA_WARM_UP_RUNS: Final = 3
+# TorchScript profiles its first run and compiles in its second; the first is the probe.
+WARM_UP_RUNS: Final = 2
+_HOST: Final = Cpu()
+_MEMORY_ERRORS: Final = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
 
 
 def open_network(
@@ -60,7 +66,7 @@ def open_network(
     """
     if resolve_device(device) == "cpu":
         return CpuNetwork(module, package, finish, cpu_batch_size)
-    return BatchNetwork(module, package, finish, batch_size, torch.device("cuda", 0))
+    return BatchNetwork(module, package, finish, batch_size, Gpu())
 
 
 def resolve_device(device: str) -> str:
@@ -92,6 +98,7 @@ class CpuNetwork:
     """A network on the CPU, few images at a time, in float32 whatever the package's precision."""
 
     device = "cpu"
+    is_asynchronous = False
 
     def __init__(
         self, module: Any, package: ModelPackage, finish: Finish, rows_at_once: int = 1
@@ -112,6 +119,15 @@ class CpuNetwork:
         starts = range(0, len(rows), step)
         return [it for i in starts for it in self._predict(frames, rows[i : i + step])]
 
+    def start(self, frames: Frames, rows: Sequence[int]) -> Pending[Outputs]:
+        return Pending(partial(self.predict, frames, rows))
+
+    def pin(self, memory: memoryview) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
     def _predict(self, frames: Frames, rows: Sequence[int]) -> Outputs:
         for place, row in zip(self._array, filled_up(rows, self.rows_at_once), strict=True):
             _native.normalize(frames[row], place, *self._size, scale=self._scale, bias=self._bias)
@@ -121,7 +137,14 @@ class CpuNetwork:
 
 
 class BatchNetwork:
-    """A network that takes whole batches, on a GPU, in the package's precision."""
+    """A network that takes whole batches, on a GPU, in the package's precision.
+
+    Args:
+        batch_size: rows that it takes at once, as long as the device's memory holds them.
+        device: where it runs.
+    """
+
+    is_asynchronous = True
 
     def __init__(
         self,
@@ -129,58 +152,117 @@ class BatchNetwork:
         package: ModelPackage,
         finish: Finish,
         batch_size: int,
-        device: torch.device,
+        device: Device,
     ) -> None:
-        self.device = str(device)
+        self.device = str(device.place)
         self.rows_at_once = batch_size
         self._device, self._dtype = device, DTYPES[package.precision]
-        self._shape = (batch_size, package.input.height, package.input.width, 3)
+        self._size = package.input.height, package.input.width
         scale, bias = scale_and_bias(package.input)
-        self._scale = torch.tensor(scale, device=device).view(3, 1, 1)
-        self._bias = torch.tensor(bias, device=device).view(3, 1, 1)
-        probe = self._normalize(np.zeros((1, *self._shape[1:]), np.uint8))
-        module = module.to(device, self._dtype)
-        self._module, self._layout = settle(module, finish, probe, package)
+        self._scale = torch.tensor(scale, device=device.place).view(3, 1, 1)
+        self._bias = torch.tensor(bias, device=device.place).view(3, 1, 1)
+        module = run(lambda: module.to(device.place, self._dtype))
+        while not (settled := self._settle(module, finish, package)):
+            self._halve()
+        self._module, self._layout = settled
 
     def warm_up(self) -> Outputs:
-        frames = np.zeros(self._shape, np.uint8)
-        for _ in range(CUDA_WARM_UP_RUNS):
-            outputs = self.predict(frames, [0])
-        return outputs
+        for _ in range(WARM_UP_RUNS):
+            outputs = self.predict(self._black(), range(self.rows_at_once))
+        return outputs[:1]
 
     def predict(self, frames: Frames, rows: Sequence[int]) -> Outputs:
-        done: Outputs = []
-        while len(done) < len(rows):
-            try:
-                done += self._predict(frames, rows[len(done) : len(done) + self.rows_at_once])
-            except OutOfMemory:
-                if self.rows_at_once == 1:
-                    raise
-                self._halve()
-        return done
+        return self.start(frames, rows).result()
 
-    def _predict(self, frames: Frames, rows: Sequence[int]) -> Outputs:
-        places = filled_up(rows, self.rows_at_once)
-        if places != list(range(len(frames))):
-            frames = frames[places]
+    def start(self, frames: Frames, rows: Sequence[int]) -> Pending[Outputs]:
+        parts: list[Pending[Outputs]] = []
+        while rows:
+            part = self._start(frames, rows[: self.rows_at_once])
+            if part:
+                parts.append(part)
+                rows = rows[self.rows_at_once :]
+            else:
+                self._halve()
+        return Pending(lambda: [it for part in parts for it in part.result()])
+
+    def pin(self, memory: memoryview) -> None:
+        self._device.pin(memory)
+
+    def close(self) -> None:
+        self._device.close()
+
+    # What an exception knows is not freed while it is handled, so None tells of a lack of memory.
+
+    def _settle(
+        self, module: Any, finish: Finish, package: ModelPackage
+    ) -> tuple[Any, torch.memory_format] | None:
+        try:
+            probe = run(lambda: self._normalize(torch.from_numpy(self._black())))
+            return settle(module, finish, probe, package)
+        except OutOfMemory:
+            if self.rows_at_once == 1:
+                raise
+        return None
+
+    def _start(self, frames: Frames, rows: Sequence[int]) -> Pending[Outputs] | None:
+        try:
+            outputs, mark = self._run(lambda: self._begin(frames, rows))
+        except OutOfMemory:
+            if self.rows_at_once == 1:
+                raise
+            return None
+        return Pending(partial(self._outputs, outputs, mark))
+
+    def _outputs(self, outputs: Outputs, mark: Mark) -> Outputs:
+        self._run(mark)
+        return outputs
+
+    def _begin(self, frames: Frames, rows: Sequence[int]) -> tuple[Outputs, Mark]:
+        """Ask the device for the outputs of some rows; they are there when it passes the mark."""
+        batch_size = self.rows_at_once
         with torch.inference_mode():
-            batch = run(self._normalize, frames).contiguous(memory_format=self._layout)
-            return to_rows(run(self._module, batch), len(frames))[: len(rows)]
+            batch = self._normalize(self._chosen(frames, filled_up(rows, batch_size)))
+            output = self._module(batch.contiguous(memory_format=self._layout))
+            outputs = to_rows(output, batch_size, self._device.download)
+            return outputs[: len(rows)], self._device.mark()
+
+    def _run(self, work: Callable[[], Any]) -> Any:
+        try:
+            return run(work)
+        except OutOfMemory:
+            raise
+        except ModelError:
+            self._device.check()
+            raise
 
     def _halve(self) -> None:
-        """Take half as many rows at once from now on: the card's memory does not hold more."""
+        """Take half as many rows at once from now on: the device's memory does not hold more.
+
+        What is in flight goes on: torch had waited for it before it gave up.
+        """
         self.rows_at_once //= 2
-        torch.cuda.empty_cache()
+        self._device.free()
         log.warning(
             "out of GPU memory: from now on %d images at once; a lower batch_size avoids this",
             self.rows_at_once,
         )
 
-    def _normalize(self, frames: Frames) -> torch.Tensor:
+    def _black(self) -> Frames:
+        return np.zeros((self.rows_at_once, *self._size, 3), np.uint8)
+
+    def _chosen(self, frames: Frames, places: list[int]) -> torch.Tensor:
+        """Return these rows of a batch, in its own memory if they follow each other there."""
+        first = places[0]
+        if places == list(range(first, first + len(places))):
+            return torch.from_numpy(frames[first : first + len(places)])
+        chosen = self._device.staging((len(places), *frames.shape[1:]))
+        np.take(frames, places, axis=0, out=chosen.numpy(), mode="clip")
+        return chosen
+
+    def _normalize(self, frames: torch.Tensor) -> torch.Tensor:
         """Copy a batch to the device as uint8, and normalise it there to (B, 3, H, W)."""
-        batch = torch.from_numpy(frames).to(self._device, non_blocking=True)
         # (B, H, W, 3) seen as (B, 3, H, W) is channels last as it stands.
-        planes = batch.permute(0, 3, 1, 2).to(torch.float32)
+        planes = self._device.upload(frames).permute(0, 3, 1, 2).to(torch.float32)
         return planes.mul_(self._scale).add_(self._bias).to(self._dtype)
 
 
@@ -205,6 +287,8 @@ def settle(
             with torch.inference_mode():
                 run(finished, probe.contiguous(memory_format=layout))
             return finished, layout
+        except OutOfMemory:
+            raise
         except ModelError as error:
             failure = error
     raise ModelError(
@@ -217,24 +301,32 @@ class OutOfMemory(ModelError):
     """The device's memory does not hold what the model needs for so many rows."""
 
 
-def run(module: Callable[[Any], Any], tensor: Any) -> Any:
-    """Call a module; the ModelError that it may raise says in one line what failed."""
+def run(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a network, or what has to do with one.
+
+    Raises:
+        OutOfMemory: the device's memory does not hold what it needs.
+        ModelError: it failed; the message says how, in one line.
+    """
     try:
-        return module(tensor)
+        return work(*arguments)
     except (RuntimeError, ValueError, TypeError, LookupError, torch.jit.Error) as error:
         # TorchScript tells of torch.OutOfMemoryError in a RuntimeError of its own.
-        is_memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
+        is_memory = isinstance(error, torch.OutOfMemoryError) or any(
+            words in str(error) for words in _MEMORY_ERRORS
+        )
         kind = OutOfMemory if is_memory else ModelError
         raise kind(f"the model failed: {explain(error)}") from error
 
 
-def to_rows(output: Any, batch_size: int) -> Outputs:
+def to_rows(output: Any, batch_size: int, download: Download = _HOST.download) -> Outputs:
     """Name what a model returned, bring it over, and divide it among the rows.
 
     Args:
         output: a tensor, or a tuple, list or dict of them, each (batch_size, ...); or, as
             torchvision's detectors return it, a list of one dict a row, whose tensors may have
             another length in each.
+        download: brings a tensor to the host; the rows may be read when it has come there.
 
     Returns: batch_size rows, sharing no memory with the model.
 
@@ -248,8 +340,10 @@ def to_rows(output: Any, batch_size: int) -> Outputs:
                 f"the model returned a list of {len(each)} for a batch of {batch_size}, expected "
                 "one dict an image"
             )
-        return [{str(name): _bring(str(name), it) for name, it in row.items()} for row in each]
-    return divided(_to_arrays(output), batch_size)
+        return [
+            {str(name): _bring(str(name), it, download) for name, it in row.items()} for row in each
+        ]
+    return divided(_to_arrays(output, download), batch_size)
 
 
 def _dicts_of(output: Any) -> Sequence[dict[str, Any]]:
@@ -263,7 +357,7 @@ def _dicts_of(output: Any) -> Sequence[dict[str, Any]]:
     return ()
 
 
-def _to_arrays(output: Any) -> dict[str, Array]:
+def _to_arrays(output: Any, download: Download) -> dict[str, Array]:
     """Return arrays by name."""
     if isinstance(output, torch.Tensor):
         output = (output,)
@@ -272,17 +366,17 @@ def _to_arrays(output: Any) -> dict[str, Array]:
     if not isinstance(output, dict) or not output:
         found = "nothing" if output is None or output == {} else f"a {type(output).__name__}"
         raise ModelError(f"the model returned {found}, expected a tensor or several")
-    return {str(name): _bring(str(name), it) for name, it in output.items()}
+    return {str(name): _bring(str(name), it, download) for name, it in output.items()}
 
 
-def _bring(name: str, tensor: Any) -> Array:
-    """Return a tensor as float32 or integers, C-contiguous, on the CPU."""
+def _bring(name: str, tensor: Any, download: Download) -> Array:
+    """Return a tensor as float32 or integers, C-contiguous, on the host."""
     if not isinstance(tensor, torch.Tensor):
         raise ModelError(
             f"the model's output {name} is a {type(tensor).__name__}, expected a tensor"
         )
     dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    array: Array = tensor.to(dtype).to("cpu", copy=True).contiguous().numpy()
+    array: Array = download(tensor.to(dtype)).numpy()
     return array
 
 
