@@ -3,10 +3,14 @@
 The three resize modes of model.yaml differ only in two rectangles, the part of the image that is
 used and the part of the input that it fills, so one antialiased pass from the one to the other does
 them all. No intermediate image exists, whatever the mode.
+
+An input of a dynamic size is a pure function of the image's size, so that whoever knows the one
+knows the other.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -27,8 +31,8 @@ class Fit:
 
     def __init__(self, spec: ModelInput) -> None:
         self._spec = spec
-        side = spec.short_side if spec.resize == "short_side" else 0
-        self.enough = (max(spec.height, side), max(spec.width, side))
+        side = spec.short_side
+        self.enough = (side, side) if spec.resize == "short_side" else (spec.height, spec.width)
         """Rows and columns from which on a smaller decoded image serves as well."""
 
     def into(self, frame: Frame, row: memoryview) -> None:
@@ -37,9 +41,11 @@ class Fit:
         Args:
             frame: the image; one that was decoded at a fraction of its size goes where it would
                 have gone whole.
-            row: the (height, width, 3) uint8 of the model's input, in its colour order.
+            row: where the (height, width, 3) uint8 of the model's input go, in its colour order;
+                the rest of it is left alone.
         """
         spec = self._spec
+        rows, columns = self.size_of(frame.height, frame.width)
         height, width = frame.pixels.shape[:2]
         (left, top, right, bottom), into = self.rectangles(frame.height, frame.width)
         y, x = height / frame.height, width / frame.width
@@ -47,15 +53,23 @@ class Fit:
             frame.pixels,
             height,
             width,
-            row,
-            spec.height,
-            spec.width,
+            row[: rows * columns * 3],
+            rows,
+            columns,
             box=(left * x, top * y, min(right * x, float(width)), min(bottom * y, float(height))),
             into=into,
             fill=spec.pad_color,
             filter=spec.interpolation,
             swap=spec.color_order == "bgr",
         )
+
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return (height, width) of the input that an image of `height` x `width` becomes."""
+        if self._spec.size == "fixed":
+            return self._spec.height, self._spec.width
+        rows, columns = self._resized(height, width)
+        across, along = self._spec.sides
+        return self._side(rows, *across), self._side(columns, *along)
 
     def rectangles(self, height: int, width: int) -> tuple[Box, Rectangle]:
         """Return what of an image goes where.
@@ -67,12 +81,12 @@ class Fit:
             (left, top, width, height) in the input.
         """
         whole = (0.0, 0.0, float(width), float(height))
-        everywhere = (0, 0, self._spec.width, self._spec.height)
+        rows, columns = self.size_of(height, width)
         if self._spec.resize == "short_side":
-            return self._crop(height, width), everywhere
+            return self._crop(height, width), (0, 0, columns, rows)
         if self._spec.resize == "letterbox":
             return whole, self._inner(height, width)
-        return whole, everywhere
+        return whole, (0, 0, columns, rows)
 
     def to_image(self, points: Points, height: int, width: int) -> Points:
         """Take points of the input back to where they are in an image; the inverse of `into`.
@@ -89,29 +103,49 @@ class Fit:
         there: Points = (points - np.array((x, y))) * scale + (left, top)
         return there.clip(0, (width, height))
 
+    def _side(self, length: float, least: int, most: int, divisor: int) -> int:
+        """Turn the side of a resized image into one that the model takes."""
+        parts = length / divisor
+        match self._spec.resize:
+            case "short_side":  # what is cut out of it
+                whole = int(parts)
+            case "letterbox":  # what it lies in
+                whole = math.ceil(parts)
+            case _:
+                whole = round(parts)
+        return min(max(whole * divisor, least), most)
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """Return rows and columns of an image that was resized with its aspect kept."""
+        if self._spec.resize == "short_side":
+            short, side = min(height, width), self._spec.short_side
+            return max(side, side * height // short), max(side, side * width // short)
+        scale = min(self._spec.height / height, self._spec.width / width)
+        if self._spec.enlarge_to:
+            scale = min(scale, max(1.0, self._spec.enlarge_to / min(height, width)))
+        return (
+            min(self._spec.height, max(1, round(height * scale))),
+            min(self._spec.width, max(1, round(width * scale))),
+        )
+
     def _crop(self, height: int, width: int) -> Box:
         """The centre crop of torchvision's Resize(short_side), CenterCrop(height, width)."""
-        short, side = min(height, width), self._spec.short_side
-        rows = max(side, side * height // short)
-        columns = max(side, side * width // short)
-        top = round((rows - self._spec.height) / 2)
-        left = round((columns - self._spec.width) / 2)
+        rows, columns = self._resized(height, width)
+        inner_rows, inner_columns = self.size_of(height, width)
+        top = round((rows - inner_rows) / 2)
+        left = round((columns - inner_columns) / 2)
         y, x = height / rows, width / columns
         return (
             left * x,
             top * y,
-            min((left + self._spec.width) * x, float(width)),
-            min((top + self._spec.height) * y, float(height)),
+            min((left + inner_columns) * x, float(width)),
+            min((top + inner_rows) * y, float(height)),
         )
 
     def _inner(self, height: int, width: int) -> Rectangle:
-        """The largest rectangle of the image's aspect, in the middle of the input."""
-        scale = min(self._spec.height / height, self._spec.width / width)
-        rows = min(self._spec.height, max(1, round(height * scale)))
-        columns = min(self._spec.width, max(1, round(width * scale)))
-        return (
-            (self._spec.width - columns) // 2,
-            (self._spec.height - rows) // 2,
-            columns,
-            rows,
-        )
+        """The rectangle of the image's aspect, in the middle of the input or at its start."""
+        rows, columns = self._resized(height, width)
+        if self._spec.align == "start":
+            return 0, 0, columns, rows
+        outer_rows, outer_columns = self.size_of(height, width)
+        return (outer_columns - columns) // 2, (outer_rows - rows) // 2, columns, rows

@@ -1,4 +1,4 @@
-"""The three resize modes, as rectangles, and as pixels against Pillow's."""
+"""The three resize modes, in fixed and dynamic sizes, and as pixels against Pillow's."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ def fit(**settings: object) -> Fit:
 
 
 def fitted(spec: ModelInput, pixels: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
-    row = np.empty((spec.height, spec.width, 3), np.uint8)
-    Fit(spec).into(Frame(pixels, *(size or pixels.shape[:2])), memoryview(row).cast("B"))
-    return row
+    size = size or pixels.shape[:2]
+    row = np.full((spec.height, spec.width, 3), 77, np.uint8).reshape(-1)
+    Fit(spec).into(Frame(pixels, *size), memoryview(row))
+    shape = *Fit(spec).size_of(*size), 3
+    assert (row[np.prod(shape) :] == 77).all()
+    return row[: np.prod(shape)].reshape(shape)
 
 
 def waves(height: int, width: int) -> np.ndarray:
@@ -165,3 +168,96 @@ def test_image_decoded_smaller_goes_where_the_whole_one_goes(resize: str) -> Non
     row = fitted(spec, quarter, size=(427, 640)).astype(int)
     assert ((row == 0) == (expected == 0)).all()
     assert np.abs(row - expected).mean() < 2
+
+
+# --- dynamic sizes --------------------------------------------------------------------------------
+
+DETECTOR = {"size": "dynamic", "height": 960, "width": 960, "resize": "stretch"}
+RECOGNIZER = {
+    "size": "dynamic",
+    "height": 48,
+    "min_height": 48,
+    "width": 3200,
+    "min_width": 320,
+    "resize": "letterbox",
+    "align": "start",
+}
+
+
+@pytest.mark.parametrize(
+    ("spec", "size", "expected"),
+    [
+        # The longer side at most 960, the shorter in proportion, both rounded to 32.
+        ({**DETECTOR, "enlarge_to": 1}, (1920, 1080), (960, 544)),
+        ({**DETECTOR, "enlarge_to": 1}, (500, 333), (512, 320)),
+        ({**DETECTOR, "enlarge_to": 1}, (5, 5000), (32, 960)),
+        ({**DETECTOR, "enlarge_to": 1}, (1, 1), (32, 32)),
+        # Enlarged until the shorter side is 480, or the longer 960.
+        ({**DETECTOR, "enlarge_to": 480}, (240, 320), (480, 640)),
+        ({**DETECTOR, "enlarge_to": 480}, (240, 600), (384, 960)),
+        ({**DETECTOR, "enlarge_to": 480}, (600, 700), (608, 704)),
+        # As large as there is room.
+        (DETECTOR, (250, 320), (736, 960)),
+        ({**DETECTOR, "multiple_of": 1}, (240, 320), (720, 960)),
+        ({**DETECTOR, "min_height": 640}, (100, 400), (640, 960)),
+        # One height, the width by the aspect.
+        (RECOGNIZER, (48, 320), (48, 320)),
+        (RECOGNIZER, (24, 40), (48, 320)),
+        (RECOGNIZER, (32, 400), (48, 608)),
+        (RECOGNIZER, (300, 200), (48, 320)),
+        (RECOGNIZER, (10, 4000), (48, 3200)),
+        # The shorter side 256, and of the longer what there is room for.
+        ({"size": "dynamic", "width": 448, "resize_size": 256}, (300, 400), (224, 320)),
+        ({"size": "dynamic", "width": 448, "resize_size": 256}, (300, 4000), (224, 448)),
+    ],
+)
+def test_dynamic_sizes_follow_the_image(
+    spec: dict[str, object], size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    assert fit(**spec).size_of(*size) == expected
+
+
+DYNAMIC = [
+    DETECTOR,
+    {**DETECTOR, "enlarge_to": 300},
+    {**DETECTOR, "resize": "letterbox"},
+    RECOGNIZER,
+    {"size": "dynamic", "height": 320, "width": 448, "resize_size": 256},
+]
+
+
+@given(st.sampled_from(DYNAMIC), SIZES, SIZES, st.floats(0, 1), st.floats(0, 1))
+def test_dynamic_rectangles_lie_inside_and_lead_back(
+    spec: dict[str, object], height: int, width: int, x: float, y: float
+) -> None:
+    of = fit(**spec)
+    rows, columns = of.size_of(height, width)
+    (left, top, right, bottom), (x0, y0, w, h) = of.rectangles(height, width)
+    inside = np.array([x0 + x * w, y0 + y * h])
+
+    back = of.to_image(inside, height, width)
+
+    for side, (least, most, divisor) in zip((rows, columns), of._spec.sides, strict=True):
+        assert least <= side <= most and side % divisor == 0
+    assert 0 <= left < right <= width and 0 <= top < bottom <= height
+    assert x0 >= 0 and y0 >= 0 and w > 0 and h > 0 and x0 + w <= columns and y0 + h <= rows
+    expected = [left + x * (right - left), top + y * (bottom - top)]
+    np.testing.assert_allclose(back, expected, rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", DYNAMIC)
+def test_dynamic_inputs_are_written_at_the_front_of_the_row(spec: dict[str, object]) -> None:
+    pixels = waves(90, 300)
+
+    row = fitted(fit(**spec)._spec, pixels)
+
+    assert len(np.unique(row)) > 100
+
+
+def test_what_lies_at_the_start_is_padded_behind() -> None:
+    spec = fit(**RECOGNIZER, pad_color=(10, 20, 30))._spec
+
+    row = fitted(spec, waves(48, 200))
+
+    assert row.shape == (48, 320, 3)
+    assert (row[:, :200] == waves(48, 200)).all() and (row[:, 200:] == (10, 20, 30)).all()

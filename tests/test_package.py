@@ -15,11 +15,17 @@ WHOLE = """\
 weights: sub/net.ts
 precision: bf16
 input:
-  height: 300
+  size: dynamic
+  height: 320
   width: "400"
+  min_height: 80
+  min_width: 400
+  multiple_of: 16
+  enlarge_to: 100
   resize: letterbox
   interpolation: bicubic
   pad_color: [1, 2, 3]
+  align: start
   color_order: bgr
   scale: 1/128
   mean: [1, 1, 1]
@@ -97,12 +103,18 @@ def test_everything_that_may_be_said_is_read(tmp_path: Path) -> None:
     assert package.weights == tmp_path / "model" / "sub" / "net.ts"
     assert package.precision == "bf16"
     assert package.input.model_dump() == {
-        "height": 300,
+        "size": "dynamic",
+        "height": 320,
         "width": 400,
+        "min_height": 80,
+        "min_width": 400,
+        "multiple_of": 16,
+        "enlarge_to": 100,
         "resize": "letterbox",
         "resize_size": 0,
         "interpolation": "bicubic",
         "pad_color": (1, 2, 3),
+        "align": "start",
         "color_order": "bgr",
         "scale": 1 / 128,
         "mean": (1.0, 1.0, 1.0),
@@ -142,6 +154,13 @@ def test_the_short_side_keeps_the_usual_proportion(
         ("input: {pad_color: [0, 0, 256]}", "input.pad_color[2]: got 256, expected an integer fr"),
         ("input: {pad_color: [0, 0, 9]}", "input.pad_color: set with resize: short_side, expect"),
         ("input: {resize: stretch, resize_size: 256}", "input.resize_size: set with resize: stre"),
+        ("input: {align: start}", "input.align: set with resize: short_side, expected only with l"),
+        ("input: {multiple_of: 8}", "input.multiple_of: set with size: fixed, expected only with"),
+        ("input: {size: dynamic, width: 90}", "input.width: got 90, expected a multiple of mult"),
+        ("input: {size: dynamic, min_width: 9}", "input.min_width: got 9, expected a multiple of"),
+        ("input: {size: dynamic, min_width: 320}", "input.min_width: got 320, expected at most w"),
+        ("input: {size: dynamic, resize_size: 31}", "input.resize_size: got 31, expected 0 or at"),
+        ("input: {size: dynamic, enlarge_to: 9}", "input.enlarge_to: set with resize: short_side"),
         ("output: {label_offset: 1}", "output.label_offset: set without labels, expected labels"),
         ("output: {labels: [a, 5]}", 'output.labels: got ["a", 5], expected text or a list'),
         ("output: {labels: no.txt}", "output.labels: no.txt: cannot be read: no such file"),

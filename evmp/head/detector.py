@@ -100,11 +100,11 @@ class Detector:
 
     def _into_image(self, boxes: Array, height: int, width: int) -> Scores:
         """Return (N, 4) corners in the original image, float32."""
-        spec = self._package.input
+        rows, columns = self._fit.size_of(height, width)
         with np.errstate(over="ignore", invalid="ignore"):
             boxes = corners(boxes, self._spec.format)
             if self._spec.unit == "fraction":
-                boxes *= (spec.width, spec.height, spec.width, spec.height)
+                boxes *= (columns, rows, columns, rows)
         check_finite(boxes)
         points = self._fit.to_image(boxes.reshape(-1, 2, 2), height, width)
         return points.reshape(-1, BOX).astype(np.float32)

@@ -30,6 +30,7 @@ class FeatureExtractor:
             feature_name: the output that is the feature.
         """
         self._pooling, self._name = package.output.pooling, feature_name
+        self._is_dynamic = package.input.size == "dynamic"
         self._shape: tuple[int, ...] = ()
 
     def check(self, outputs: Outputs) -> None:
@@ -39,7 +40,7 @@ class FeatureExtractor:
                 f"feature_name: got {show(self._name)}, but the model's outputs are "
                 f"{shapes_of(row)}{nearest(self._name, row)}"
             )
-        self._shape = row[self._name].shape
+        self._shape = self._lasting(row[self._name])
         self._vector(row[self._name])
 
     def results(self, outputs: Outputs, sizes: Sequence[tuple[int, int]]) -> list[bytes]:
@@ -47,7 +48,7 @@ class FeatureExtractor:
 
     def _vector(self, array: Array) -> Scores:
         """Return (D,) float32, C-contiguous."""
-        if array.shape != self._shape:
+        if self._lasting(array) != self._shape:
             raise ModelError(
                 f"the model's output {self._name} is {(1, *array.shape)} for this image, at first "
                 f"it was {(1, *self._shape)}"
@@ -63,3 +64,8 @@ class FeatureExtractor:
             f"the model's output {self._name} is {(1, *array.shape)} for an image, expected "
             "(1, D) or (1, C, H, W); output.pooling: flatten takes any"
         )
+
+    def _lasting(self, array: Array) -> tuple[int, ...]:
+        """Return what is the same for every image: the shape, or what is left when it is pooled."""
+        is_pooled = array.ndim == 3 and self._pooling == "average"
+        return array.shape[:1] if self._is_dynamic and is_pooled else array.shape

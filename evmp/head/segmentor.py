@@ -39,7 +39,7 @@ class Segmentor:
 
     def check(self, outputs: Outputs) -> None:
         found = _map_of(outputs[0])
-        self._shape = found.shape
+        self._shape = self._lasting(found)
         if found.ndim == 2:
             self._check_numbers(found)
         elif found.shape[0] > 1:
@@ -61,13 +61,17 @@ class Segmentor:
             )
 
     def _result(self, found: Array) -> bytes:
-        if found.shape != self._shape:
+        if self._lasting(found) != self._shape:
             raise ModelError(
                 f"the model returned {(1, *found.shape)} for this image, at first it was "
                 f"{(1, *self._shape)}"
             )
         parts = {"preds": self._preds, "probs": self._probs}
         return dump({name: parts[name](found) for name in self._parts})
+
+    def _lasting(self, found: Array) -> tuple[int, ...]:
+        """Return what is the same for every image: the shape, or the classes in a dynamic one."""
+        return found.shape if self._package.input.size == "fixed" else found.shape[:-2]
 
     def _preds(self, found: Array) -> Array:
         """Return (H, W) integers."""

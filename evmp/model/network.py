@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # TorchScript profiles its first run and compiles in its second; the first is the probe.
 WARM_UP_RUNS: Final = 2
+MAX_INPUTS: Final = 8  # that a network on the CPU keeps, of different sizes
 _HOST: Final = Cpu()
 _MEMORY_ERRORS: Final = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
 
@@ -107,9 +108,9 @@ class CpuNetwork:
         self.rows_at_once = rows_at_once
         self._size = package.input.height, package.input.width
         self._scale, self._bias = scale_and_bias(package.input)
-        self._input = torch.zeros(rows_at_once, 3, *self._size)
-        self._array = self._input.numpy()
-        self._module, self._layout = settle(module.float(), finish, self._input, package)
+        self._inputs: dict[tuple[int, int], torch.Tensor] = {}
+        probe = self._input_of(self._size)
+        self._module, self._layout = settle(module.float(), finish, probe, package)
 
     def warm_up(self) -> Outputs:
         return self.predict(np.zeros((1, *self._size, 3), np.uint8), [0])
@@ -129,11 +130,23 @@ class CpuNetwork:
         pass
 
     def _predict(self, frames: Frames, rows: Sequence[int]) -> Outputs:
-        for place, row in zip(self._array, filled_up(rows, self.rows_at_once), strict=True):
-            _native.normalize(frames[row], place, *self._size, scale=self._scale, bias=self._bias)
+        size = frames.shape[1], frames.shape[2]
+        tensor = self._input_of(size)
+        for place, row in zip(tensor.numpy(), filled_up(rows, self.rows_at_once), strict=True):
+            _native.normalize(frames[row], place, *size, scale=self._scale, bias=self._bias)
         with torch.inference_mode():
-            tensor = self._input.contiguous(memory_format=self._layout)
+            tensor = tensor.contiguous(memory_format=self._layout)
             return to_rows(run(self._module, tensor), self.rows_at_once)[: len(rows)]
+
+    def _input_of(self, size: tuple[int, int]) -> torch.Tensor:
+        """Return the input of a size; those of the last few are kept, as their memory is warm."""
+        tensor = self._inputs.pop(size, None)
+        if tensor is None:
+            tensor = torch.zeros(self.rows_at_once, 3, *size)
+        self._inputs[size] = tensor
+        if len(self._inputs) > MAX_INPUTS:
+            del self._inputs[next(iter(self._inputs))]
+        return tensor
 
 
 class BatchNetwork:

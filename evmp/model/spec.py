@@ -49,6 +49,16 @@ HEEDED_BY = {
     "pooling": ("feature_extractor",),
     "boxes": ("detector",),
 }
+# The keys of `input` that say something only where another one has a value.
+HEEDED_WITH = {
+    "resize_size": ("resize", "short_side"),
+    "pad_color": ("resize", "letterbox"),
+    "align": ("resize", "letterbox"),
+    "min_height": ("size", "dynamic"),
+    "min_width": ("size", "dynamic"),
+    "multiple_of": ("size", "dynamic"),
+    "enlarge_to": ("size", "dynamic"),
+}
 
 
 def _triple(value: object) -> object:
@@ -104,8 +114,46 @@ class ModelInput(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    height: Integer = key(INPUT, 224, "rows of the input", unit="pixels", ge=1, le=8192)
-    width: Integer = key(INPUT, 224, "columns of the input", unit="pixels", ge=1, le=8192)
+    size: Literal["fixed", "dynamic"] = key(
+        INPUT,
+        "fixed",
+        "whether all images become one size, or each one that suits it, up to `height` and `width`",
+    )
+    height: Integer = key(
+        INPUT, 224, "rows of the input, or of the largest", unit="pixels", ge=1, le=8192
+    )
+    width: Integer = key(
+        INPUT, 224, "columns of the input, or of the largest", unit="pixels", ge=1, le=8192
+    )
+    min_height: Integer = key(
+        INPUT,
+        0,
+        "rows of the smallest input of a dynamic size; 0 is `multiple_of`",
+        unit="pixels",
+        ge=0,
+        le=8192,
+    )
+    min_width: Integer = key(
+        INPUT, 0, "columns of the smallest likewise", unit="pixels", ge=0, le=8192
+    )
+    multiple_of: Integer = key(
+        INPUT,
+        32,
+        "what divides the sides of an input of a dynamic size; not a side whose smallest is also "
+        "its largest",
+        unit="pixels",
+        ge=1,
+        le=1024,
+    )
+    enlarge_to: Integer = key(
+        INPUT,
+        0,
+        "how long the shorter side of an image may become when it is enlarged to a dynamic size, 1 "
+        "enlarges none; 0 is as long as the largest input has room for",
+        unit="pixels",
+        ge=0,
+        le=8192,
+    )
     resize: Literal["short_side", "stretch", "letterbox"] = key(
         INPUT,
         "short_side",
@@ -123,6 +171,9 @@ class ModelInput(BaseModel):
         INPUT, "bilinear", "the filter, antialiased when it shrinks"
     )
     pad_color: Color = key(INPUT, (0, 0, 0), "the red, green and blue around a letterboxed image")
+    align: Literal["center", "start"] = key(
+        INPUT, "center", "where a letterboxed image lies: in the middle, or at the left and the top"
+    )
     color_order: Literal["rgb", "bgr"] = key(INPUT, "rgb", "the order of the model's channels")
     scale: Fraction = key(INPUT, 1 / 255, "the factor of pixel values; `1/255` may be so written")
     mean: Triple = key(
@@ -136,6 +187,19 @@ class ModelInput(BaseModel):
     def short_side(self) -> int:
         """The shorter side in pixels before the crop; for `resize: short_side` only."""
         return self.resize_size or round(max(self.height, self.width) / CROP_FRACTION)
+
+    @property
+    def sides(self) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+        """Rows and columns of the input: the fewest, the most, and what divides them."""
+        return (
+            self._side(self.min_height, self.height),
+            self._side(self.min_width, self.width),
+        )
+
+    def _side(self, least: int, most: int) -> tuple[int, int, int]:
+        if self.size == "fixed" or least == most:
+            return most, most, 1
+        return least or self.multiple_of, most, self.multiple_of
 
 
 class ModelBoxes(BaseModel):
@@ -237,15 +301,7 @@ def package_schema() -> dict[str, Any]:
 
 
 def _clashes(spec: ModelFile) -> Iterator[Clash]:
-    given, least = spec.input.resize_size, max(spec.input.height, spec.input.width)
-    if spec.input.resize == "short_side" and 0 < given < least:
-        message = f"got {given}, expected 0 or at least {least}, the larger of height and width"
-        yield Clash(("input.resize_size",), message)
-    for name, mode in (("resize_size", "short_side"), ("pad_color", "letterbox")):
-        default = ModelInput.model_fields[name].default
-        if spec.input.resize != mode and getattr(spec.input, name) != default:
-            message = f"set with resize: {spec.input.resize}, expected only with {mode}"
-            yield Clash((f"input.{name}",), message)
+    yield from _input_clashes(spec.input)
     if spec.output.label_offset and not spec.output.labels:
         yield Clash(("output.label_offset",), "set without labels, expected labels as well")
     yield from _unheeded(spec)
@@ -259,6 +315,41 @@ def _clashes(spec: ModelFile) -> Iterator[Clash]:
     if spec.model_type not in AVAILABLE_MODEL_TYPES:
         message = f"{spec.model_type} is not available in this version, expected "
         yield Clash(("model_type",), message + " or ".join(AVAILABLE_MODEL_TYPES))
+
+
+def _input_clashes(spec: ModelInput) -> Iterator[Clash]:
+    given, least = spec.resize_size, max(spec.height, spec.width)
+    if (spec.resize, spec.size) == ("short_side", "fixed") and 0 < given < least:
+        message = f"got {given}, expected 0 or at least {least}, the larger of height and width"
+        yield Clash(("input.resize_size",), message)
+    for name, (key_, value) in HEEDED_WITH.items():
+        is_default = getattr(spec, name) == ModelInput.model_fields[name].default
+        if not is_default and getattr(spec, key_) != value:
+            message = f"set with {key_}: {getattr(spec, key_)}, expected only with {value}"
+            yield Clash((f"input.{name}",), message)
+    if spec.size == "dynamic":
+        yield from _size_clashes(spec)
+
+
+def _size_clashes(spec: ModelInput) -> Iterator[Clash]:
+    """Yield the sides of a dynamic input that no image can have."""
+    for name, (least, most, divisor) in zip(("height", "width"), spec.sides, strict=True):
+        if least > most:
+            message = f"got {least}, expected at most {name}, which is {most}"
+            yield Clash((f"input.min_{name}",), message)
+        for key_, side in ((name, most), (f"min_{name}", least)):
+            if side % divisor:
+                message = f"got {side}, expected a multiple of multiple_of, which is {divisor}"
+                yield Clash((f"input.{key_}",), message)
+    if spec.resize != "short_side":
+        return
+    longest = max(least for least, *_ in spec.sides)
+    if 0 < spec.resize_size < longest:
+        message = f"got {spec.resize_size}, expected 0 or at least {longest}, the smallest input's "
+        yield Clash(("input.resize_size",), f"{message}longer side")
+    if spec.enlarge_to:
+        message = "set with resize: short_side, which resizes every image; expected resize_size"
+        yield Clash(("input.enlarge_to",), message)
 
 
 def _unheeded(spec: ModelFile) -> Iterator[Clash]:
