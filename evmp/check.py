@@ -52,12 +52,13 @@ def _first_batch(plan: Plan) -> str:
 
 def _describe(plan: Plan) -> list[str]:
     job, layout, spec = plan.job, plan.layout, plan.package.input
+    size = f"{'up to ' * (spec.size == 'dynamic')}{spec.width} x {spec.height}"
     device = "GPU" if uses_gpu(job) else f"CPU, {job.torch_threads} threads each"
     n_blocks = -(-plan.source.n_rows // plan.block_rows)
     return [
         f"input        {job.input_table or job.input_oss_file}: {plan.source.n_rows} rows",
-        f"model        {plan.package.weights}: {job.model_type}, {spec.width} x {spec.height}, "
-        f"{spec.resize}, {spec.interpolation}",
+        f"model        {plan.package.weights}: {job.model_type}, {size}, {spec.resize}, "
+        f"{spec.interpolation}",
         f"output       {plan.target.path}",
         f"blocks       {n_blocks} of up to {plan.block_rows} rows",
         f"workers      {job.num_worker}, each 1 reader, {layout.n_decoders} decoders, "

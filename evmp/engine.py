@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from evmp.fit import Fit
+
 if TYPE_CHECKING:
     from evmp.head import Head
+    from evmp.head.array import Row
     from evmp.job import Job
-    from evmp.model import Model
+    from evmp.model import Frames, Model
     from evmp.model.package import ModelPackage
     from evmp.ring import Ring
 
@@ -59,7 +62,8 @@ class FrameEngine:
 
     def __init__(self, job: Job, package: ModelPackage, gpu: str, batch_rows: int) -> None:
         self._job, self._package, self._gpu = job, package, gpu
-        self._shape = (batch_rows, package.input.height, package.input.width, 3)
+        self._batch_rows = batch_rows
+        self._fit = Fit(package.input)
         self._model: Model
         self._head: Head
 
@@ -77,15 +81,33 @@ class FrameEngine:
         self._model = open_model(
             self._package,
             self._job.device if self._gpu or self._job.device == "cuda" else "cpu",
-            self._shape[0],
+            self._batch_rows,
             self._job.torch_threads,
             self._job.cpu_batch_size,
         )
         self._head.check(self._model.warm_up())
 
     def predict(self, ring: Ring, rows: Sequence[int]) -> list[bytes]:
-        batch = rows[0] // ring.n_rows
-        frames = np.frombuffer(ring.batch(batch), np.uint8).reshape(self._shape)
-        outputs = self._model.predict(frames, [n % ring.n_rows for n in rows])
         headers = [ring.header(n) for n in rows]
-        return self._head.results(outputs, [(h.height, h.width) for h in headers])
+        sizes = [(header.height, header.width) for header in headers]
+        outputs: dict[int, Row] = {}
+        for size, alike in by_size([self._fit.size_of(*size) for size in sizes]).items():
+            frames = _frames(ring, rows[0] // ring.n_rows, size)
+            found = self._model.predict(frames, [rows[i] % ring.n_rows for i in alike])
+            outputs.update(zip(alike, found, strict=True))
+        return self._head.results([outputs[i] for i in range(len(rows))], sizes)
+
+
+def by_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
+    """Return the places of each size, in the order in which the sizes come first."""
+    places: dict[tuple[int, int], list[int]] = {}
+    for place, size in enumerate(sizes):
+        places.setdefault(size, []).append(place)
+    return places
+
+
+def _frames(ring: Ring, batch: int, size: tuple[int, int]) -> Frames:
+    """Return a batch as frames of one size, each at the front of its row."""
+    _, width = size
+    strides = (ring.row_bytes, width * 3, 3, 1)
+    return np.ndarray((ring.n_rows, *size, 3), np.uint8, ring.batch(batch), strides=strides)

@@ -106,6 +106,15 @@ def test_fractions_are_of_the_inputs_own_sides() -> None:
     assert result["detection_boxes"] == [[25, 25, 50, 75]]
 
 
+def test_fractions_of_a_dynamic_input_are_of_the_size_that_the_image_has() -> None:
+    spec = {"size": "dynamic", "height": 64, "width": 64, "multiple_of": 1, "resize": "letterbox"}
+    row = {"boxes": np.float32([[0.25, 0.5, 0.75, 1]]), "scores": np.float32([1])}
+
+    result = found(row, (50, 100), boxes={"unit": "fraction"}, input=spec)
+
+    assert result["detection_boxes"] == [[25, 25, 50, 75]]
+
+
 # --- back into the image --------------------------------------------------------------------------
 
 MODES = [

@@ -80,3 +80,16 @@ def test_another_shape_later_fails_the_row() -> None:
 
     with pytest.raises(ModelError, match=r"is \(1, 3\) for this image, at first it was \(1, 5, 3"):
         head.results([{"0": np.zeros(3, np.float32)}], [(9, 9)])
+
+
+@pytest.mark.parametrize("pooling", ["average", "flatten"])
+def test_a_dynamic_input_may_give_another_map_where_it_is_averaged(pooling: str) -> None:
+    head = head_of("feature_extractor", input={"size": "dynamic"}, output={"pooling": pooling})
+    head.check([{"0": MAP}])
+    larger = [{"0": np.repeat(MAP, 2, axis=2)}]
+
+    if pooling == "flatten":
+        with pytest.raises(ModelError, match=r"is \(1, 5, 3, 8\) for this image, at first"):
+            head.results(larger, [(9, 9)])
+    else:
+        assert head.results(larger, [(9, 9)]) == head.results([{"0": MAP}], [(9, 9)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -107,4 +108,15 @@ def test_another_shape_later_fails_the_row() -> None:
     head.check([{"0": SCORES}])
 
     with pytest.raises(ModelError, match=r"\(1, 2, 2, 4\) for this image, at first it was \(1, 3,"):
+        head.results([{"0": SCORES[:2]}], [(9, 9)])
+
+
+def test_a_dynamic_input_may_give_another_size_but_no_other_classes() -> None:
+    head = head_of("segmentor", input={"size": "dynamic"}, segmentation_output="preds")
+    head.check([{"0": SCORES}])
+
+    (result,) = head.results([{"0": SCORES[:, :1]}], [(9, 9)])
+
+    assert json.loads(result)["preds"] == segments_of(SCORES)["preds"][:1]
+    with pytest.raises(ModelError, match="at first it was"):
         head.results([{"0": SCORES[:2]}], [(9, 9)])

@@ -68,7 +68,7 @@ def predict(job: JobFolder, make_table: Callable[..., Path]) -> Callable[..., li
 def input_of(pixels: np.ndarray, spec: dict[str, Any]) -> np.ndarray:
     """Return the model's input for an image: (3, height, width) float64 in [0, 1]."""
     model_input = ModelInput.model_validate({**INPUT, **spec})
-    row = np.empty((model_input.height, model_input.width, 3), np.uint8)
+    row = np.empty((*Fit(model_input).size_of(*pixels.shape[:2]), 3), np.uint8)
     Fit(model_input).into(Frame(pixels, *pixels.shape[:2]), memoryview(row).cast("B"))
     return row.transpose(2, 0, 1) / 255
 
@@ -92,6 +92,33 @@ def test_features_are_the_named_outputs(
     for result, picture in zip(results, pictures, strict=True):
         expected = input_of(picture, spec).mean((1, 2))
         np.testing.assert_allclose(result["feature"], expected, atol=1e-6)
+
+
+class Measures(nn.Module):
+    """Rows and columns of the input, and its mean colour."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        sides = torch.tensor([x.size(2), x.size(3)]).repeat(x.size(0), 1)
+        return torch.cat([sides, x.mean((2, 3))], 1)
+
+
+def test_images_of_many_sizes_share_batches(
+    predict: Callable[..., Any], pictures: list[np.ndarray]
+) -> None:
+    spec = {"size": "dynamic", "resize": "letterbox", "width": 96, "height": 64, "multiple_of": 4}
+    images = [pictures[number] for number in (0, 1, 2, 1, 3, 4, 0, 1)]
+
+    results = predict(
+        images, "feature_extractor", Measures(), input=spec, feature_name="0", cpu_batch_size=2
+    )
+
+    expected = [input_of(image, spec) for image in images]
+    found = [result["feature"] for result in results]
+    assert [it[:2] for it in found] == [list(it.shape[1:]) for it in expected]
+    assert len({tuple(it[:2]) for it in found}) == 4
+    np.testing.assert_allclose(
+        [it[2:] for it in found], [it.mean((1, 2)) for it in expected], atol=1e-6
+    )
 
 
 class Excess(nn.Module):

@@ -68,4 +68,5 @@ class FeatureExtractor:
     def _lasting(self, array: Array) -> tuple[int, ...]:
         """Return what is the same for every image: the shape, or what is left when it is pooled."""
         is_pooled = array.ndim == 3 and self._pooling == "average"
-        return array.shape[:1] if self._is_dynamic and is_pooled else array.shape
+        shape: tuple[int, ...] = array.shape
+        return shape[:1] if self._is_dynamic and is_pooled else shape

@@ -71,7 +71,8 @@ class Segmentor:
 
     def _lasting(self, found: Array) -> tuple[int, ...]:
         """Return what is the same for every image: the shape, or the classes in a dynamic one."""
-        return found.shape if self._package.input.size == "fixed" else found.shape[:-2]
+        shape: tuple[int, ...] = found.shape
+        return shape if self._package.input.size == "fixed" else shape[:-2]
 
     def _preds(self, found: Array) -> Array:
         """Return (H, W) integers."""

@@ -77,8 +77,10 @@ class Model(Protocol):
         """Run the model on some rows of a batch. Blocks until the outputs are there.
 
         Args:
-            frames: (batch_size, height, width, 3) uint8 in the package's colour order; what stands
-                in rows that are not asked for does not matter. It may be overwritten afterwards.
+            frames: (batch_size, height, width, 3) uint8 in the package's colour order, each row
+                C-contiguous; what stands in rows that are not asked for does not matter. It may be
+                overwritten afterwards. Where sizes are dynamic, height and width may be others in
+                each call.
             rows: which of them.
 
         Returns: one dict for each of `rows`, in their order; the arrays are the caller's.
