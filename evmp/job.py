@@ -71,7 +71,7 @@ class Job(BaseModel):
 
     model_path: Uri = _model(
         ...,
-        "the model package: a directory with a `model.yaml` or a single `*.pt`, or a `.pt` file",
+        "the model package: a directory with a `model.yaml` or a single file of weights, or that",
         example="out/demo/model",
         min_length=1,
     )

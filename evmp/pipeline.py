@@ -61,7 +61,7 @@ class Layout:
         pixel_bytes: of a row in the pixel ring.
         result_bytes: address space of a row in the last ring.
         payload_bytes: address space of a row in the first.
-        weights_bytes: of the model's file.
+        weights_bytes: of the model's files.
     """
 
     n_decoders: int
@@ -131,7 +131,7 @@ def plan_layout(job: Job, package: ModelPackage) -> Layout:
         pixel_bytes=package.input.height * package.input.width * 3,
         payload_bytes=_whole_pages(job.max_row_bytes),
         result_bytes=_whole_pages(2 * job.max_row_bytes + SPARE_RESULT_BYTES),
-        weights_bytes=package.weights.stat().st_size,
+        weights_bytes=sum(file.stat().st_size for file in package.files),
     )
     _check_memory(job, layout)
     return layout

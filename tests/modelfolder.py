@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -110,3 +110,39 @@ def to_image(x: float, y: float, spec: Mapping[str, Any], size: tuple[int, int])
         left, top = (spec["width"] - columns) // 2, (spec["height"] - rows) // 2
         x, y = (x - left) * width / columns, (y - top) * height / rows
     return [min(max(x, 0), width), min(max(y, 0), height)]
+
+
+def write_onnx(
+    file: Path,
+    nodes: Sequence[Any],
+    outputs: Sequence[str],
+    *,
+    shape: Sequence[int | str] = ("N", 3, 32, 32),
+    dtype: str = "FLOAT",
+    inputs: Sequence[str] = ("image",),
+    weights: Mapping[str, np.ndarray] | None = None,
+    opset: int = 17,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write an ONNX model of a few nodes, each made by `onnx.helper.make_node`.
+
+    Args:
+        shape, dtype: of each of `inputs`; a name is a size that is not fixed.
+        weights: what nodes take beside the inputs, by name.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    element = getattr(TensorProto, dtype)
+    graph = helper.make_graph(
+        list(nodes),
+        "graph",
+        [helper.make_tensor_value_info(name, element, shape) for name in inputs],
+        [helper.make_empty_tensor_value_info(name) for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in (weights or {}).items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+    helper.set_model_props(model, dict(metadata or {}))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    onnx.save(model, file)
+    return file

@@ -471,7 +471,7 @@ def write_wrong_file(kind: str, file: Path) -> None:
         ("zip", "a zip file without TorchScript code"),
         ("truncated", "a truncated or damaged archive .*; copy or save it again"),
         ("empty", "an empty file, expected a TorchScript archive"),
-        ("text", r"no TorchScript archive \(starts with 'version https://'\)"),
+        ("text", r"no TorchScript archive and no ONNX model \(starts with 'version https://'\)"),
     ],
 )
 def test_file_that_is_no_torchscript_is_named(tmp_path, monkeypatch, kind, message):

@@ -307,9 +307,9 @@ def test_a_name_listed_twice_is_told_apart_by_its_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "got no model.yaml and 0 *.pt files, expected a model.yaml or one *.pt file"),
-        (["a.pt", "b.pt"], "got no model.yaml and 2 *.pt files (a.pt, b.pt), expected"),
-        (["a.onnx"], "got no model.yaml and 0 *.pt files, expected"),
+        ([], "got no model.yaml and 0 *.pt or *.onnx files, expected a model.yaml or one such"),
+        (["a.pt", "b.onnx"], "got no model.yaml and 2 *.pt or *.onnx files (a.pt, b.onnx), expe"),
+        (["a.ckpt"], "got no model.yaml and 0 *.pt or *.onnx files, expected"),
     ],
 )
 def test_a_folder_without_exactly_one_model_is_refused(
@@ -324,12 +324,12 @@ def test_a_folder_without_exactly_one_model_is_refused(
 
 
 def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").touch()
+    (tmp_path / "model.ckpt").touch()
 
     with pytest.raises(ModelError, match="none: no such file or directory; correct model_path"):
         load_package(tmp_path / "none")
-    with pytest.raises(ModelError, match=r"model.onnx: expected a directory or a \*.pt file"):
-        load_package(tmp_path / "model.onnx")
+    with pytest.raises(ModelError, match=r"model.ckpt: expected a directory or a \*.pt or"):
+        load_package(tmp_path / "model.ckpt")
 
 
 def test_the_type_must_be_the_jobs(tmp_path: Path) -> None:

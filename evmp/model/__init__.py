@@ -1,10 +1,13 @@
 """Models: what a package of weights expects, and the adapters that run it.
 
-`package` reads model.yaml and imports no torch, so any process may use it. The adapters do import
-torch and are for predictor processes only: `open_model` loads one in the process that calls it.
+`package` reads model.yaml and imports nothing heavy, so any process may use it. The adapters import
+torch or onnxruntime and are for predictor processes only: `open_model` picks one by what the file
+of weights holds, and loads it in the process that calls it.
 
-    torchscript     a .pt archive; `archive` tells what a file is before torch touches it
-    network         a loaded network on the CPU or a GPU, whichever adapter it came from
+    archive         what a file is, before a library touches it; `onnxfile` reads ONNX for it
+    torchscript     .pt: what torch.jit.save writes
+    onnx            .onnx
+    network         a network of torch on the CPU or a GPU, whichever adapter it came from
     batch           what becomes of the rows of a batch, whatever runs it
     device          the CPU or a GPU: how frames get there and outputs come back
 """
@@ -14,7 +17,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast
+
+from evmp.errors import ModelError
+from evmp.model.archive import kind_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,31 +116,54 @@ def preload(package: ModelPackage) -> None:
     """Import what open_model will need for this package, before processes are forked that call it.
 
     Raises:
-        ModelError: what it needs is not installed, or cannot be imported.
+        ModelError: the weights are no model, or what they need is not installed.
     """
-    # OpenMP reads this when torch is imported: threads that wait for each other sleep rather than
-    # take the decoders' cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from evmp.model.torchscript import preload_torchscript
+    _set_environment()
+    if kind_of(package.weights) == "onnx":
+        _import_onnx(package)
+    else:
+        from evmp.model.torchscript import preload_torchscript
 
-    preload_torchscript(package)
+        preload_torchscript(package)
 
 
 def open_model(
     package: ModelPackage, device: str, batch_size: int, threads: int, cpu_batch_size: int = 1
 ) -> Model:
-    """Load a package's weights, ready to run; imports torch.
+    """Load a package's weights, ready to run; imports torch, or for ONNX onnxruntime.
 
     Args:
         device: `auto`, `cpu` or `cuda`.
         batch_size: rows of the batches that `predict` will get.
-        threads: of torch in this process, for a model on the CPU.
+        threads: within an operator, for a model on the CPU.
         cpu_batch_size: rows that a model on the CPU works on at once.
 
     Raises:
         ModelError: the weights are missing, damaged or of another kind, need an operator that is
             not there, or there is no such device.
     """
+    _set_environment()
+    options = package, device, batch_size, threads, cpu_batch_size
+    if kind_of(package.weights) == "onnx":
+        return cast(Model, _import_onnx(package).open_onnx(*options))
     from evmp.model.torchscript import open_torchscript
 
-    return open_torchscript(package, device, batch_size, threads, cpu_batch_size)
+    return open_torchscript(*options)
+
+
+def _set_environment() -> None:
+    """Set what torch, OpenMP and onnxruntime read when they are imported."""
+    # Threads that wait for each other sleep rather than take the decoders' cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # onnxruntime reports to its makers from version 1.29 on.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+
+def _import_onnx(package: ModelPackage) -> ModuleType:
+    try:
+        return import_module("evmp.model.onnx")
+    except (ImportError, OSError) as error:
+        raise ModelError(
+            f"{package.weights}: an ONNX model needs onnxruntime, which cannot be imported "
+            f"({error}); install evmp[onnx]"
+        ) from error

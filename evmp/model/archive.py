@@ -1,4 +1,4 @@
-"""What a file of weights is, told before torch touches it.
+"""What a file of weights is, told by its content before anything heavy touches it.
 
 torch.jit.load answers whatever is no TorchScript with an internal error of its zip reader, and a
 checkpoint written by torch.save, the commonest mistake, with a missing file. This module names
@@ -9,34 +9,69 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import Final, Literal, TypeAlias
 
 from evmp.errors import ModelError
+from evmp.model import onnxfile
 
-REMEDY = (
+Kind: TypeAlias = Literal["torchscript", "onnx"]
+
+REMEDY: Final = (
     "build the network in Python, load the weights into it, and save "
     "torch.jit.trace(network.eval(), example)"
 )
 # How TorchScript's own code spells a call of torchvision::nms and the like.
-TORCHVISION_CALL = b"ops.torchvision."
+TORCHVISION_CALL: Final = b"ops.torchvision."
+
+
+def kind_of(file: Path) -> Kind:
+    """Say which adapter runs a file.
+
+    Raises:
+        ModelError: the file is missing, unreadable or damaged, or none can.
+    """
+    try:
+        with open(file, "rb") as stream:
+            head = stream.read(16)
+        if head.startswith(onnxfile.START):
+            onnxfile.check_whole(file)
+            onnxfile.external_files(file)
+            return "onnx"
+        if not head.startswith(b"PK"):
+            raise ModelError(f"{file}: {_describe(head)}")
+        with zipfile.ZipFile(file) as archive:
+            _check_members(file, archive.namelist())
+        return "torchscript"
+    except zipfile.BadZipFile as error:
+        reason = str(error).lower()
+        raise ModelError(
+            f"{file}: a truncated or damaged archive ({reason}); copy or save it again"
+        ) from error
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ModelError(f"{file}: cannot be read: {reason}") from error
 
 
 def needs_torchvision(file: Path) -> bool:
-    """Say whether a TorchScript archive calls torchvision's operators.
+    """Say whether a whole TorchScript archive calls torchvision's operators."""
+    with zipfile.ZipFile(file) as archive:
+        code = [name for name in archive.namelist() if _is_code(name)]
+        return any(TORCHVISION_CALL in archive.read(name) for name in code)
+
+
+def files_of(file: Path) -> tuple[Path, ...]:
+    """Return all files that hold a model's weights: the file itself, and what it refers to.
 
     Raises:
-        ModelError: the file is missing, unreadable, damaged or no TorchScript.
+        ModelError: the file cannot be read, or refers to what is not there or not its own.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
-            _check_members(file, archive.namelist())
-            code = [name for name in archive.namelist() if _is_code(name)]
-            return any(TORCHVISION_CALL in archive.read(name) for name in code)
-    except zipfile.BadZipFile as error:
-        raise ModelError(f"{file}: {_describe(file, str(error))}") from error
+        with open(file, "rb") as stream:
+            is_onnx = stream.read(1) == onnxfile.START
+        return (file, *(onnxfile.external_files(file) if is_onnx else ()))
     except OSError as error:
-        raise ModelError(
-            f"{file}: cannot be read: {(error.strerror or str(error)).lower()}"
-        ) from error
+        reason = (error.strerror or str(error)).lower()
+        raise ModelError(f"{file}: cannot be read: {reason}") from error
 
 
 def _check_members(file: Path, names: list[str]) -> None:
@@ -57,15 +92,11 @@ def _is_code(name: str) -> bool:
     return len(parts) > 2 and parts[1] == "code" and name.endswith(".py")
 
 
-def _describe(file: Path, reason: str) -> str:
-    """Say what a file is that is no whole zip archive."""
-    with open(file, "rb") as stream:
-        head = stream.read(16)
+def _describe(head: bytes) -> str:
+    """Say what a file is, by its first bytes, that is no archive and no ONNX."""
     if not head:
-        return "an empty file, expected a TorchScript archive"
-    if head.startswith(b"PK"):
-        return f"a truncated or damaged archive ({reason.lower()}); copy or save it again"
+        return "an empty file, expected a TorchScript archive or an ONNX model"
     if head.startswith(b"\x80"):
         return f"a checkpoint written by torch.save in its old format, no TorchScript; {REMEDY}"
     start = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in head)
-    return f"no TorchScript archive (starts with '{start}'); {REMEDY}"
+    return f"no TorchScript archive and no ONNX model (starts with '{start}'); {REMEDY}"

@@ -2,7 +2,7 @@
 
     out/demo/model/
         model.yaml      what `evmp.model.spec` describes
-        model.pt        the weights, a TorchScript archive
+        model.pt        the weights: a TorchScript archive, or an ONNX file
         labels.txt      one class name a line, where model.yaml names it
 
 `load_package` reads and checks everything but the weights. It imports neither torch nor numpy, so
@@ -19,6 +19,7 @@ from typing import Any
 
 from evmp.document import Document, read_document, read_text
 from evmp.errors import ConfigError, ModelError, Problem
+from evmp.model.archive import files_of
 from evmp.model.spec import ModelBoxes, ModelFile, ModelInput, ModelOutput
 from evmp.setting import build, show
 
@@ -32,7 +33,8 @@ __all__ = [
 ]
 
 MODEL_FILE = "model.yaml"
-WEIGHTS_SUFFIX = ".pt"
+WEIGHTS_SUFFIXES = (".pt", ".onnx")
+WEIGHTS_NAMES = " or ".join(f"*{suffix}" for suffix in WEIGHTS_SUFFIXES)
 MAX_LABEL_BYTES = 16 << 20
 BACKGROUND = "background"
 USUAL_ACTIVATION = {"multilabel_classifier": "sigmoid", "detector": "none"}
@@ -50,6 +52,15 @@ class ModelPackage:
     output: ModelOutput
     labels: tuple[str, ...]
     """The names as listed, of the classes from `output.label_offset` on; empty without labels."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The weights, and the files beside them that an ONNX model keeps them in.
+
+        Raises:
+            ModelError: one cannot be read, or lies outside of the package.
+        """
+        return files_of(self.weights)
 
     @property
     def activation(self) -> str:
@@ -97,7 +108,7 @@ class ModelPackage:
             "input": self.input.model_dump(mode="json"),
             "output": self.output.model_dump(mode="json", exclude={"labels"}),
             "labels": hashlib.sha256("\n".join(self.labels).encode()).hexdigest(),
-            "weights": _digest(self.weights),
+            "weights": _digest(self.files),
         }
 
 
@@ -105,9 +116,9 @@ def load_package(path: str | Path) -> ModelPackage:
     """Read a model package.
 
     Args:
-        path: a directory with a model.yaml; a directory with a single `*.pt` file, which is taken
-            for a classifier with the defaults of ModelFile; or a `*.pt` file itself, for which a
-            model.yaml beside it counts.
+        path: a directory with a model.yaml; a directory with a single file of weights, such as
+            `*.pt`, which is taken for a classifier with the defaults of ModelFile; or that file
+            itself, for which a model.yaml beside it counts.
 
     Raises:
         ModelError: there is no such package, or not exactly one file of weights.
@@ -123,7 +134,8 @@ def load_package(path: str | Path) -> ModelPackage:
     spec = build(ModelFile, document)
     weights = weights or directory / spec.weights
     if not weights.is_file():
-        message = f"{show(spec.weights)} is not a file in {directory}{_weights_there(directory)}"
+        there = _in_brackets(_weights_in(directory))
+        message = f"{show(spec.weights)} is not a file in {directory}{there}"
         raise ConfigError(document.problem(("weights",), message))
     return _assemble(spec, directory, weights, _read_labels(spec, directory, document))
 
@@ -145,25 +157,28 @@ def check_model_type(package: ModelPackage, model_type: str) -> None:
 def _single_weights(path: Path) -> Path | None:
     """Return the one file of weights that the path names, None where model.yaml names it."""
     if path.is_file():
-        if path.suffix != WEIGHTS_SUFFIX:
-            raise ModelError(f"{path}: expected a directory or a *{WEIGHTS_SUFFIX} file")
+        if path.suffix not in WEIGHTS_SUFFIXES:
+            raise ModelError(f"{path}: expected a directory or a {WEIGHTS_NAMES} file")
         return path
     if not path.is_dir():
         raise ModelError(f"{path}: no such file or directory; correct model_path")
     if (path / MODEL_FILE).exists():
         return None
-    found = sorted(path.glob(f"*{WEIGHTS_SUFFIX}"))
+    found = _weights_in(path)
     if len(found) != 1:
         raise ModelError(
-            f"{path}: got no {MODEL_FILE} and {len(found)} *{WEIGHTS_SUFFIX} files"
-            f"{_weights_there(path)}, expected a {MODEL_FILE} or one *{WEIGHTS_SUFFIX} file"
+            f"{path}: got no {MODEL_FILE} and {len(found)} {WEIGHTS_NAMES} files"
+            f"{_in_brackets(found)}, expected a {MODEL_FILE} or one such file"
         )
     return found[0]
 
 
-def _weights_there(directory: Path) -> str:
-    names = sorted(file.name for file in directory.glob(f"*{WEIGHTS_SUFFIX}"))
-    return f" ({', '.join(names[:5])})" if names else ""
+def _weights_in(directory: Path) -> list[Path]:
+    return sorted(file for file in directory.iterdir() if file.suffix in WEIGHTS_SUFFIXES)
+
+
+def _in_brackets(files: list[Path]) -> str:
+    return f" ({', '.join(file.name for file in files[:5])})" if files else ""
 
 
 def _assemble(
@@ -196,15 +211,16 @@ def _read_labels(spec: ModelFile, directory: Path, document: Document) -> tuple[
     return tuple(names)
 
 
-def _digest(file: Path) -> dict[str, Any]:
+def _digest(files: tuple[Path, ...]) -> dict[str, Any]:
     digest = hashlib.sha256()
     n_bytes = 0
-    try:
-        with open(file, "rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-                n_bytes += len(block)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ModelError(f"{file}: cannot be read: {reason}") from error
+    for file in files:
+        try:
+            with open(file, "rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+                    n_bytes += len(block)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise ModelError(f"{file}: cannot be read: {reason}") from error
     return {"bytes": n_bytes, "sha256": digest.hexdigest()}
