@@ -19,7 +19,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from evmp.job import Job, job_schema
-from evmp.model.spec import ModelBoxes, ModelFile, ModelInput, ModelOutput, package_schema
+from evmp.model.spec import (
+    ModelBoxes,
+    ModelFile,
+    ModelInput,
+    ModelOutput,
+    ModelText,
+    package_schema,
+)
 from evmp.setting import Trait, expected, trait_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +57,7 @@ def package_table() -> str:
         "input.": ModelInput,
         "output.": ModelOutput,
         "output.boxes.": ModelBoxes,
+        "output.text.": ModelText,
     }
     return _table([row for prefix, model in parts.items() for _, row in _rows(model, prefix)])
 

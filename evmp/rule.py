@@ -21,6 +21,9 @@ AVAILABLE_MODEL_TYPES = (
     "multilabel_classifier",
     "detector",
     "segmentor",
+    "text_detector",
+    "text_recognizer",
+    "text_spotter",
 )
 # Keys that one type of model heeds, and those of them that it cannot do without.
 HEEDED_BY = {

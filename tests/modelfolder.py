@@ -90,7 +90,7 @@ def to_image(x: float, y: float, spec: Mapping[str, Any], size: tuple[int, int])
 
     Args:
         x, y: pixels of the input.
-        spec: `width`, `height`, `resize` and `resize_size` of model.yaml.
+        spec: `width`, `height`, `resize`, `resize_size` and `align` of model.yaml.
         size: (height, width) of the image.
 
     Returns: [x, y] in pixels of the image, inside it.
@@ -108,6 +108,8 @@ def to_image(x: float, y: float, spec: Mapping[str, Any], size: tuple[int, int])
         factor = min(spec["width"] / width, spec["height"] / height)
         rows, columns = max(1, round(height * factor)), max(1, round(width * factor))
         left, top = (spec["width"] - columns) // 2, (spec["height"] - rows) // 2
+        if spec.get("align") == "start":
+            left, top = 0, 0
         x, y = (x - left) * width / columns, (y - top) * height / rows
     return [min(max(x, 0), width), min(max(y, 0), height)]
 

@@ -353,7 +353,10 @@ def test_processes_may_be_json_or_yaml_one_or_many(tmp_path: Path, value: object
         ({"sample_fps": 1}, "sample_fps: not available in this version, comes with video"),
         ({"output_dir": "x"}, "output_dir: not available in this version, comes with custom code"),
         ({"useSparseClusterSchema": True}, "useSparseClusterSchema: not available in this vers"),
-        ({"model_type": "text_detector"}, "model_type: text_detector is not available in this ver"),
+        (
+            {"model_type": "text_detection_recognition"},
+            "text_detection_recognition is not available",
+        ),
         (
             {"model_type": "segmentor", "segmentation_output": "png"},
             "segmentation_output: png is not available in this version, comes with output_dir",

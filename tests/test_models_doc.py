@@ -22,12 +22,21 @@ SECTIONS = re.split(r"^## `(\w+)`$", (ROOT / "docs/models.md").read_text(), flag
 TEXTS = dict(zip(SECTIONS[1::2], SECTIONS[2::2], strict=True))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+LINE = np.zeros((1, 80, 100))
+LINE[0, 20:31, 10:51] = 0.9
+STEPS = np.eye(5)[[0, 1, 1, 2, 4, 0, 3]] * [[1], [1], [1], [0.875], [1], [1], [0.875]]
+TOKENS = np.log(21) * np.eye(4)[[[1, 2, 3, 0]]]  # each with a probability of 21 / 24
+CORNERS = [[[0.25, 0.2], [0.5, 0.2], [0.5, 0.3], [0.25, 0.3]]]
+
 # What the model of an example returns, and the size of the image.
 OUTPUTS: dict[str, dict[str, Any]] = {
     "classifier": {"0": [1, 3, 2]},
     "multilabel_classifier": {"0": [-1, 2, 0]},
     "feature_extractor": {"layer4": np.arange(8).reshape(2, 2, 2) * 2 - 0.5, "logits": [1, 2]},
     "detector": {"boxes": [[64, 144, 192, 208]] * 2, "labels": [3, 1], "scores": [0.75, 0.4]},
+    "text_detector": {"map": LINE},
+    "text_recognizer": {"0": STEPS},
+    "text_spotter": {"0": CORNERS, "1": [0.75], "2": TOKENS},
     "segmentor": {"out": [[[2, 0]], [[0, 1]]]},
 }
 SIZE = (400, 500)
@@ -38,7 +47,7 @@ def blocks(model_type: str, language: str) -> list[str]:
 
 
 def package_of(text: str, folder: Path) -> ModelPackage:
-    (folder / "model.pt").touch()
+    (folder / yaml.safe_load(text).get("weights", "model.pt")).touch()
     (folder / "model.yaml").write_text(text)
     return load_package(folder)
 
@@ -63,8 +72,14 @@ def test_every_result_is_what_comes_out(tmp_path: Path, model_type: str) -> None
     (result,) = head.results([outputs], [SIZE])
 
     (expected,) = blocks(model_type, "json")
-    assert json.loads(result) == json.loads(expected)
-    assert list(json.loads(result)) == list(json.loads(expected))
+    assert told(result) == told(expected)
+    assert list(told(result)) == list(told(expected))
+
+
+def told(text: str | bytes) -> dict[str, Any]:
+    """Read a result; what OpenCV calculates differs from the exact in the last bits."""
+    result: dict[str, Any] = json.loads(text, parse_float=lambda number: round(float(number), 3))
+    return result
 
 
 @pytest.mark.slow

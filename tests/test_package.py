@@ -201,8 +201,8 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
 def test_a_model_type_is_required_and_must_be_one_that_works(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model_type: required but missing"):
         load_package(make(tmp_path / "a", "precision: fp16\n"))
-    with pytest.raises(ConfigError, match="model_type: text_spotter is not available in this ve"):
-        load_package(make(tmp_path / "b", "model_type: text_spotter\n"))
+    with pytest.raises(ConfigError, match="text_detection_recognition is not available in this v"):
+        load_package(make(tmp_path / "b", "model_type: text_detection_recognition\n"))
     with pytest.raises(ConfigError, match=r"model.yaml: empty"):
         load_package(make(tmp_path / "c", ""))
 
@@ -243,8 +243,54 @@ def test_boxes_that_contradict_themselves_are_refused(
 
 
 @pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("{}", "output.labels: required with model_type: text_recognizer, but missing; expected t"),
+        ("{labels: [a], text: {end: 1}}", "output.text.end: set with decoding: ctc, expected only"),
+        ("{labels: [a], text: {decoding: tokens, blank: 1}}", "output.text.blank: set with decod"),
+        ("{labels: [a], text: {threshold: 0.5}}", "output.text.threshold: set with model_type: t"),
+        ("{labels: [a], label_offset: 1}", "output.label_offset: set with model_type: text_recog"),
+        ("{labels: [a], text: {blank: 2}}", "output.text: got 2 for the classes that are no char"),
+        ("{labels: [a], text: {blank: -3}}", "output.text: got -3 for the classes that are no ch"),
+        (
+            "{labels: [a], text: {ignored: [-3]}}",
+            "output.text: got 0, -3 for the classes that are no character, expected 2 different "
+            "ones of the 3 that there are with 1 characters; correct it, or output.labels",
+        ),
+        ("{labels: [a], text: {ignored: [1, 1]}}", "output.text.ignored: got [1, 1], expected n"),
+        ("{labels: [a], text: {ignored: [x]}}", 'output.text.ignored[0]: got "x", expected an i'),
+    ],
+)
+def test_what_no_reader_of_text_can_mean_is_refused(
+    tmp_path: Path, output: str, message: str
+) -> None:
+    (found,) = problems(tmp_path, f"output: {output}\n", model_type="text_recognizer")
+
+    assert message in found
+
+
+def test_characters_are_the_classes_that_nothing_else_is(tmp_path: Path) -> None:
+    text = "model_type: text_recognizer\noutput: {labels: chars.txt, text: {space: true}}\n"
+    folder = make(tmp_path / "model", text)
+    # White space may be a character, a carriage return and what ends the file are none.
+    (folder / "chars.txt").write_bytes("a\r\n\u3000\n \nb\n\n".encode())
+
+    assert load_package(folder).characters == (None, "a", "\u3000", " ", "b", " ")
+
+
+def test_characters_may_begin_with_any_class(tmp_path: Path) -> None:
+    text = "{decoding: tokens, end: -1, ignored: [0, 2]}"
+    text = f"model_type: text_spotter\noutput: {{labels: [a, b, c], text: {text}}}\n"
+
+    package = load_package(make(tmp_path / "model", text))
+
+    assert package.characters == (None, "a", None, "b", "c", None)
+
+
+@pytest.mark.parametrize(
     ("model_type", "activation"),
     [
+        ("text_detector", "none"),
         ("classifier", "softmax"),
         ("segmentor", "softmax"),
         ("multilabel_classifier", "sigmoid"),

@@ -8,6 +8,9 @@ row, so that a result does not depend on the batch. Predictor processes use them
     feature_extractor       a vector
     detector                boxes; `layout` takes the model's outputs apart, `box` calculates
     segmentor               a class a pixel
+    text_detector           lines of text; `quad` calculates
+    text_recognizer         what a line says; `reading` decodes
+    text_spotter            both
     array                   what they share
 """
 
@@ -23,6 +26,7 @@ from evmp.head.detector import Detector
 from evmp.head.feature_extractor import FeatureExtractor
 from evmp.head.multilabel_classifier import MultilabelClassifier
 from evmp.head.segmentor import Segmentor
+from evmp.head.text_recognizer import TextRecognizer
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -53,7 +57,11 @@ class Head(Protocol):
 
 
 def open_head(package: ModelPackage, job: Job) -> Head:
-    """Make the head for the package's type of model, which the job must have been checked for."""
+    """Make the head for the package's type of model, which the job must have been checked for.
+
+    Raises:
+        ModelError: what it needs is not installed.
+    """
     return Opened(_head(package, job), package)
 
 
@@ -67,8 +75,25 @@ def _head(package: ModelPackage, job: Job) -> Head:
             return Detector(package)
         case "segmentor":
             return Segmentor(package, parts=job.segmentation_output)
+        case "text_recognizer":
+            return TextRecognizer(package)
+        case "text_detector" | "text_spotter":
+            return _finder(package)
         case _:
             return Classifier(package, top_k=job.top_k)
+
+
+def _finder(package: ModelPackage) -> Head:
+    """Make the head of a model that finds text; those alone need the extra `text`."""
+    try:
+        from evmp.head.text_detector import TextDetector
+        from evmp.head.text_spotter import TextSpotter
+    except ImportError as error:
+        raise ModelError(
+            f"{package.directory}: a {package.model_type} needs opencv-python-headless and "
+            f"pyclipper, which cannot be imported ({error}); install evmp[text]"
+        ) from error
+    return TextDetector(package) if package.model_type == "text_detector" else TextSpotter(package)
 
 
 class Opened:

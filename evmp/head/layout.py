@@ -69,7 +69,7 @@ def _separate(row: Row, spec: ModelBoxes) -> Raw:
     n = len(boxes) if boxes.ndim else 0
     _expect(boxes.shape == (n, BOX), row, spec, "boxes of (1, N, 4)")
     _expect(scores.shape[:1] == (n,) and scores.ndim < 3, row, spec, "scores of (1, N)")
-    count = _count(row, spec, n)
+    count = count_of(row, n)
     if scores.ndim == 1 and labels is not None:
         _expect(labels.shape == (n,), row, spec, "labels of (1, N)")
         return Raw(boxes[:count], scores[:count], labels=labels[:count])
@@ -80,10 +80,17 @@ def _separate(row: Row, spec: ModelBoxes) -> Raw:
     return Raw(boxes[:count], scores[:count], shape=row["scores"].shape)
 
 
-def _count(row: Row, spec: ModelBoxes, n: int) -> int:
-    """Return how many of n boxes are not padding."""
+def count_of(row: Row, n: int) -> int:
+    """Return how many of the n rows of outputs are not padding, by the output `count`.
+
+    Raises:
+        ModelError: it is no number.
+    """
     count = row.get("count", np.array(n))
-    _expect(count.size == 1, row, spec, "a count of (1,)")
+    if count.size != 1:
+        raise ModelError(
+            f"the model returned {shapes_of(row)} for an image, expected a count of (1,)"
+        )
     check_finite(count)
     return min(max(int(count.reshape(())), 0), n)
 

@@ -20,7 +20,7 @@ from typing import Any
 from evmp.document import Document, read_document, read_text
 from evmp.errors import ConfigError, ModelError, Problem
 from evmp.model.archive import files_of
-from evmp.model.spec import ModelBoxes, ModelFile, ModelInput, ModelOutput
+from evmp.model.spec import READERS, ModelBoxes, ModelFile, ModelInput, ModelOutput, ModelText
 from evmp.setting import build, show
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "ModelInput",
     "ModelOutput",
     "ModelPackage",
+    "ModelText",
     "check_model_type",
     "load_package",
 ]
@@ -37,7 +38,11 @@ WEIGHTS_SUFFIXES = (".pt", ".onnx")
 WEIGHTS_NAMES = " or ".join(f"*{suffix}" for suffix in WEIGHTS_SUFFIXES)
 MAX_LABEL_BYTES = 16 << 20
 BACKGROUND = "background"
-USUAL_ACTIVATION = {"multilabel_classifier": "sigmoid", "detector": "none"}
+USUAL_ACTIVATION = {
+    "multilabel_classifier": "sigmoid",
+    "detector": "none",
+    "text_detector": "none",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,30 @@ class ModelPackage:
             count = Counter(names)
         return names
 
+    @property
+    def characters(self) -> tuple[str | None, ...]:
+        """What each class of a model that reads text stands for.
+
+        None is no character: the blank or the end token, and what is ignored. The labels are the
+        other classes in order, and behind them, where the package says so, the space.
+
+        Raises:
+            ValueError: a class that is no character is not among them all, or is named twice.
+        """
+        text = self.output.text
+        special = (text.blank if text.decoding == "ctc" else text.end, *text.ignored)
+        characters = (*self.labels, *(" " if text.space else ""))
+        n_classes = len(characters) + len(special)
+        places = {number % n_classes for number in special if -n_classes <= number < n_classes}
+        if len(places) < len(special):
+            raise ValueError(
+                f"got {', '.join(map(str, special))} for the classes that are no character, "
+                f"expected {len(special)} different ones of the {n_classes} that there are with "
+                f"{len(characters)} characters; correct it, or output.labels"
+            )
+        rest = iter(characters)
+        return tuple(None if n in places else next(rest) for n in range(n_classes))
+
     def fingerprint(self) -> dict[str, Any]:
         """Return what must not change between the runs of one job, by content and not by name.
 
@@ -137,7 +166,10 @@ def load_package(path: str | Path) -> ModelPackage:
         there = _in_brackets(_weights_in(directory))
         message = f"{show(spec.weights)} is not a file in {directory}{there}"
         raise ConfigError(document.problem(("weights",), message))
-    return _assemble(spec, directory, weights, _read_labels(spec, directory, document))
+    package = _assemble(spec, directory, weights, _read_labels(spec, directory, document))
+    if package.model_type in READERS:
+        _check_characters(package, document)
+    return package
 
 
 def check_model_type(package: ModelPackage, model_type: str) -> None:
@@ -200,15 +232,24 @@ def _read_labels(spec: ModelFile, directory: Path, document: Document) -> tuple[
     except ConfigError as error:
         message = str(error)
         raise ConfigError(document.problem(("output", "labels"), message)) from error
-    while names and not names[-1].strip():
+    # A file of characters may hold one that is white space.
+    is_text = spec.model_type in READERS
+    names = [name.removesuffix("\r") if is_text else name.strip() for name in names]
+    while names and not names[-1]:
         names.pop()
-    names = [name.strip() for name in names]
     if not names or "" in names:
         message = f"{directory / labels}: " + (
             f"line {names.index('') + 1} is empty, expected a name" if names else "no names"
         )
         raise ConfigError(document.problem(("output", "labels"), message))
     return tuple(names)
+
+
+def _check_characters(package: ModelPackage, document: Document) -> None:
+    try:
+        assert package.characters
+    except ValueError as error:
+        raise ConfigError(document.problem(("output", "text"), str(error))) from None
 
 
 def _digest(files: tuple[Path, ...]) -> dict[str, Any]:

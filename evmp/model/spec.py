@@ -8,6 +8,7 @@ torchvision's weights expect. docs/model-package.md is the manual.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -39,15 +40,30 @@ from evmp.value import ModelType
 # torchvision resizes to 256 and crops 224; other sizes keep that proportion.
 CROP_FRACTION = 224 / 256
 
-PACKAGE, INPUT, OUTPUT, BOXES = "Package", "Input", "Output", "Boxes"
+PACKAGE, INPUT, OUTPUT, BOXES, TEXT = "Package", "Input", "Output", "Boxes", "Text"
 
-LABELLED = ("classifier", "multilabel_classifier", "detector", "segmentor")
+CLASSES = ("classifier", "multilabel_classifier", "detector", "segmentor")
+READERS = ("text_recognizer", "text_spotter")
 # The types that heed a key of `output`.
-HEEDED_BY = {
-    "activation": LABELLED,
-    "labels": LABELLED,
+HEEDED_BY: dict[str, tuple[str, ...]] = {
+    "activation": (*CLASSES, "text_detector", *READERS),
+    "labels": (*CLASSES, *READERS),
+    "label_offset": CLASSES,
     "pooling": ("feature_extractor",),
     "boxes": ("detector",),
+    "text.threshold": ("text_detector",),
+    "text.dilate": ("text_detector",),
+    "text.min_size": ("text_detector",),
+    "text.unclip_ratio": ("text_detector",),
+    "text.max_candidates": ("text_detector",),
+    "text.box_threshold": ("text_detector", "text_spotter"),
+    "text.unit": ("text_spotter",),
+    "text.decoding": READERS,
+    "text.blank": READERS,
+    "text.end": READERS,
+    "text.ignored": READERS,
+    "text.space": READERS,
+    "text.text_threshold": ("text_detection_recognition", "text_spotter"),
 }
 # The keys of `input` that say something only where another one has a value.
 HEEDED_WITH = {
@@ -102,6 +118,10 @@ Divisors = Annotated[tuple[Divisor, Divisor, Divisor], BeforeValidator(_triple)]
 Level = Annotated[int, Field(strict=True, ge=0, le=255), from_text(int)]
 Color = Annotated[tuple[Level, Level, Level], BeforeValidator(_triple)]
 InnerFile = Annotated[str, AfterValidator(_inside)]
+ClassNumber = Annotated[Integer, Field(ge=-1_000_000, le=1_000_000)]
+ClassNumbers = Annotated[
+    tuple[ClassNumber, ...], BeforeValidator(_triple), AfterValidator(_distinct)
+]
 Label = Annotated[str, Field(min_length=1)]
 Labels = Annotated[InnerFile | tuple[Label, ...], BeforeValidator(_triple)]
 OutputNames = Annotated[
@@ -242,6 +262,56 @@ class ModelBoxes(BaseModel):
     )
 
 
+class ModelText(BaseModel):
+    """How the output of a model of text becomes lines and characters."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    threshold: Number = key(
+        TEXT, 0.3, "pixels of a text detector's map are text where they are above it", ge=0, le=1
+    )
+    dilate: Truth = key(
+        TEXT, False, "widen what is text by a pixel to the right and the bottom, as PP-OCR can"
+    )
+    min_size: Number = key(
+        TEXT,
+        3,
+        "lines whose shorter side has fewer pixels of the map are dropped, as are those that have "
+        "less than 2 more when they have grown",
+        ge=0,
+    )
+    unclip_ratio: Number = key(
+        TEXT,
+        1.5,
+        "lines grow on each side by their area times this over their circumference",
+        ge=0,
+        le=10,
+    )
+    max_candidates: Integer = key(
+        TEXT, 1000, "so many outlines of an image are looked at", ge=1, le=100_000
+    )
+    box_threshold: Number = key(TEXT, 0.6, "lines with a lower score are dropped", ge=0, le=1)
+    unit: Literal["pixel", "fraction"] = key(
+        TEXT, "pixel", "what points count: pixels of the model's input, or fractions of its sides"
+    )
+    decoding: Literal["ctc", "tokens"] = key(
+        TEXT,
+        "ctc",
+        "how steps become a text: repetitions and blanks fall away, or it goes up to an end token",
+    )
+    blank: ClassNumber = key(TEXT, 0, "the class of CTC's blank; -1 is the last, as everywhere")
+    end: ClassNumber = key(TEXT, 0, "the class of the end token")
+    ignored: ClassNumbers = key(
+        TEXT, (), "further classes that are no character: the start token, padding, the unknown"
+    )
+    space: Truth = key(
+        TEXT, False, "the class behind the labels is the space, which a file of labels can hold not"
+    )
+    text_threshold: Number = key(
+        TEXT, 0, "lines that are read with a lower score are dropped", ge=0, le=1
+    )
+
+
 class ModelOutput(BaseModel):
     """How the model's output becomes a result."""
 
@@ -257,13 +327,14 @@ class ModelOutput(BaseModel):
         OUTPUT,
         "auto",
         "what turns scores into probabilities; `none` where they are; `auto` is softmax for "
-        "classifier and segmentor, sigmoid for multilabel_classifier, none for detector",
+        "classifier, segmentor and readers of text, sigmoid for multilabel_classifier, none for "
+        "detectors",
     )
     labels: Labels = key(
         OUTPUT,
         "",
         "the class names: a list, or a file in the package with one name a line; by default "
-        "classes are named by their numbers",
+        "classes are named by their numbers; of a model that reads text, its characters",
     )
     label_offset: Integer = key(
         OUTPUT, 0, "the class of the first label; 1 where class 0 is the background", ge=0, le=1000
@@ -272,6 +343,7 @@ class ModelOutput(BaseModel):
         OUTPUT, "average", "how a feature of (C, H, W) becomes a list: C means, or all its numbers"
     )
     boxes: ModelBoxes = key(OUTPUT, ModelBoxes(), "how a detector's output becomes boxes")
+    text: ModelText = key(OUTPUT, ModelText(), "how the output of a model of text becomes lines")
 
 
 class ModelFile(BaseModel):
@@ -305,16 +377,33 @@ def _clashes(spec: ModelFile) -> Iterator[Clash]:
     if spec.output.label_offset and not spec.output.labels:
         yield Clash(("output.label_offset",), "set without labels, expected labels as well")
     yield from _unheeded(spec)
-    boxes = spec.output.boxes
+    yield from _box_clashes(spec.output.boxes)
+    yield from _text_clashes(spec)
+    if spec.model_type not in AVAILABLE_MODEL_TYPES:
+        message = f"{spec.model_type} is not available in this version, expected "
+        yield Clash(("model_type",), message + " or ".join(AVAILABLE_MODEL_TYPES))
+
+
+def _box_clashes(boxes: ModelBoxes) -> Iterator[Clash]:
     if boxes.across_classes and boxes.iou_threshold == 1:
         message = "set without iou_threshold, expected an iou_threshold below 1 as well"
         yield Clash(("output.boxes.across_classes",), message)
     if boxes.background_last and boxes.layout == "box_score_class":
         message = "set with layout: box_score_class, expected only where classes have columns"
         yield Clash(("output.boxes.background_last",), message)
-    if spec.model_type not in AVAILABLE_MODEL_TYPES:
-        message = f"{spec.model_type} is not available in this version, expected "
-        yield Clash(("model_type",), message + " or ".join(AVAILABLE_MODEL_TYPES))
+
+
+def _text_clashes(spec: ModelFile) -> Iterator[Clash]:
+    if spec.model_type not in READERS:
+        return
+    text = spec.output.text
+    if not spec.output.labels:
+        message = f"required with model_type: {spec.model_type}, but missing; expected the "
+        yield Clash(("output.labels",), message + "characters, or a file with one a line")
+    name, other = ("end", "tokens") if text.decoding == "ctc" else ("blank", "ctc")
+    if getattr(text, name):
+        message = f"set with decoding: {text.decoding}, expected only with {other}"
+        yield Clash((f"output.text.{name}",), message)
 
 
 def _input_clashes(spec: ModelInput) -> Iterator[Clash]:
@@ -355,7 +444,7 @@ def _size_clashes(spec: ModelInput) -> Iterator[Clash]:
 def _unheeded(spec: ModelFile) -> Iterator[Clash]:
     """Yield the keys of `output` that say nothing to a model of this type."""
     for name, types in HEEDED_BY.items():
-        is_default = getattr(spec.output, name) == ModelOutput.model_fields[name].default
-        if not is_default and spec.model_type not in types:
+        value = attrgetter(name)
+        if value(spec.output) != value(ModelOutput()) and spec.model_type not in types:
             message = f"set with model_type: {spec.model_type}, expected only with "
             yield Clash((f"output.{name}", "model_type"), message + " or ".join(types))
