@@ -43,6 +43,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the tests marked slow, too")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # of pytest-xdist; `footprint` tells workers by their session
+        os.setsid()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--slow"):
         return
@@ -192,6 +197,41 @@ def trouble_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pat
         return write_tiny_model(tmp_path_factory.mktemp(name), network=network)
 
     return trouble_model
+
+
+@pytest.fixture(scope="session")
+def undisturbed_job(
+    tmp_path_factory: pytest.TempPathFactory,
+    trouble_model: Callable[..., Path],
+    make_table: Callable[..., Path],
+    photo_file: Callable[..., bytes],
+) -> Callable[..., Path]:
+    """`undisturbed_job(n_rows, *arguments, steps=400, **keys)`: a folder with a job and its result.
+
+    Its model is slow by so many steps, its table's row 7 is no image.
+    """
+
+    def undisturbed_job(n_rows: int, *arguments: str, steps: int, **keys: Any) -> Path:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        names = ["coffee", "chelsea", "camera", "rocket", "china"]
+        images: list[bytes | str] = [
+            photo_file(names[row % 5], size=(60 + row, 200 - row)) for row in range(n_rows)
+        ]
+        images[7] = "no Base64"
+        table = make_table(folder / "in.parquet", images, row_group_size=16)
+        model = trouble_model("Slow", steps=steps)
+        JobFolder(folder, model, subprocess.run, subprocess.Popen).write(
+            input_table=str(table), batch_size=4, queue_size=32, **keys
+        )
+        subprocess.run(
+            [*COMMAND, "--config", "job.yaml", "--quiet", *arguments],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=True,
+        )
+        return folder
+
+    return undisturbed_job
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import orjson
+import psutil
 import pyarrow.parquet as pq
 import yaml
+
+SECONDS = 60.0  # that a wait may take; it takes a few hundred milliseconds
 
 
 class JobFolder:
@@ -81,3 +85,20 @@ class JobFolder:
             if (".evmp" in path.name and not path.name.endswith(".evmp.json"))
             or ".part-" in path.name
         )
+
+
+def wait_for(process: subprocess.Popen[str], is_so: Callable[[], object]) -> None:
+    """Wait until something is so, while the job runs."""
+    deadline = time.monotonic() + SECONDS
+    while not is_so():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def kill(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Kill a job, and wait until its processes are gone. Returns those that are not."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    return psutil.wait_procs(children, timeout=SECONDS)[1]

@@ -23,10 +23,10 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import COMMAND, ROOT
+from conftest import ROOT
 from forked import fork, wait
-from jobfolder import JobFolder
-from test_stop import SECONDS, kill, rewrite, wait_for
+from jobfolder import SECONDS, JobFolder, kill, wait_for
+from test_stop import rewrite
 from test_writer import filled_ring, make_writer
 
 from evmp.errors import SinkError
@@ -45,37 +45,10 @@ DISK_BYTES = 2 << 20
 
 
 @pytest.fixture(scope="module")
-def whole(
-    tmp_path_factory: pytest.TempPathFactory,
-    trouble_model: Callable[..., Path],
-    make_table: Callable[..., Path],
-    photo_file: Callable[..., bytes],
-) -> Path:
-    """A folder with a table, a slow model, and what a run that nobody disturbed has left of it.
-
-    The staging place is still there.
-    """
-    folder = tmp_path_factory.mktemp("whole")
-    names = ["coffee", "chelsea", "camera", "rocket", "china"]
-    images: list[bytes | str] = [
-        photo_file(names[row % 5], size=(60 + row, 200 - row)) for row in range(N_ROWS)
-    ]
-    images[7] = "no Base64"
-    make_table(folder / "in.parquet", images, row_group_size=16)
-    JobFolder(folder, trouble_model("Slow", steps=2000), subprocess.run, subprocess.Popen).write(
-        input_table=str(folder / "in.parquet"),
-        output_oss_file=OUTPUT,
-        block_rows=BLOCK_ROWS,
-        batch_size=4,
-        queue_size=32,
-    )
-    subprocess.run(
-        [*COMMAND, "--config", "job.yaml", "--quiet", "-Dkeep_staging=true"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-    )
-    return folder
+def whole(undisturbed_job: Callable[..., Path]) -> Path:
+    """The folder of a slow job that nobody disturbed, with its staging place."""
+    keys = {"output_oss_file": OUTPUT, "block_rows": BLOCK_ROWS}
+    return undisturbed_job(N_ROWS, "-Dkeep_staging=true", steps=2000, **keys)
 
 
 @pytest.fixture

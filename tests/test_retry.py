@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from jobfolder import JobFolder
+from jobfolder import JobFolder, kill, wait_for
 
 from evmp.errors import SinkError
 from evmp.job import load_job
@@ -187,10 +187,8 @@ def test_killed_retry_goes_on(
 
     process = job.start("--retry-failed")
     blocks = job.path / "out.jsonl.evmp" / "blocks"
-    while len(list(blocks.glob("*.json"))) < 3:
-        assert process.poll() is None, process.communicate()[1]
-    process.kill()
-    process.communicate()
+    wait_for(process, lambda: len(list(blocks.glob("*.json"))) >= 3)
+    assert kill(process) == []
 
     stopped = json.loads((job.path / "out.jsonl.evmp.json").read_bytes())
     assert stopped["failed"] == N_ROWS - 2
@@ -229,10 +227,8 @@ def test_retry_leaves_an_unfinished_fresh_run_alone(
     assert job.run().returncode == 0
     process = job.start("--fresh")
     blocks = job.path / "out.jsonl.evmp" / "blocks"
-    while not blocks.is_dir() or len(list(blocks.glob("*.json"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
-    process.kill()
-    process.communicate()
+    wait_for(process, lambda: len(list(blocks.glob("*.json"))) >= 2)
+    assert kill(process) == []
     before = sorted(path.name for path in blocks.iterdir())
 
     done = job.run("--retry-failed")

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 from fuzzing import mutants
@@ -56,7 +57,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def run(server: Server, tmp_path: Path) -> Fuzz:
     """`run(scenario)`: its verdict."""
-    return lambda scenario: server.fuzz(scenario, tmp_path / "out.evmp")
+    return lambda scenario: server.fuzz(scenario, Path(mkdtemp(dir=tmp_path)) / "out.evmp")
 
 
 @pytest.mark.parametrize(("n_deaths", "scenario"), SCENARIOS.values(), ids=SCENARIOS)

@@ -14,38 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from conftest import COMMAND, ROOT
-from jobfolder import JobFolder
+from jobfolder import SECONDS, JobFolder, kill, wait_for
 
 N_ROWS = 160
-SECONDS = 60.0  # that a wait may take; it takes a few hundred milliseconds
 
 
 @pytest.fixture(scope="module")
-def whole(
-    tmp_path_factory: pytest.TempPathFactory,
-    trouble_model: Callable[..., Path],
-    make_table: Callable[..., Path],
-    photo_file: Callable[..., bytes],
-) -> Path:
-    """A folder with a table, a slow model, and the result of a run that nobody disturbed."""
-    folder = tmp_path_factory.mktemp("whole")
-    names = ["coffee", "chelsea", "camera", "rocket", "china"]
-    images: list[bytes | str] = [
-        photo_file(names[row % 5], size=(60 + row, 200 - row)) for row in range(N_ROWS)
-    ]
-    images[7] = "no Base64"
-    make_table(folder / "in.parquet", images, row_group_size=16)
-    JobFolder(folder, trouble_model("Slow", steps=400), subprocess.run, subprocess.Popen).write(
-        input_table=str(folder / "in.parquet"), block_rows=8, batch_size=4, queue_size=32
-    )
-    subprocess.run(
-        [*COMMAND, "--config", "job.yaml", "--quiet"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-    )
-    return folder
+def whole(undisturbed_job: Callable[..., Path]) -> Path:
+    """The folder of a slow job that nobody disturbed."""
+    return undisturbed_job(N_ROWS, steps=400, block_rows=8)
 
 
 @pytest.fixture
@@ -63,15 +40,6 @@ def rewrite(job: JobFolder, **keys: object) -> None:
 
 def n_commits(job: JobFolder) -> int:
     return len(list((job.path / "out.jsonl.evmp" / "blocks").glob("*.json")))
-
-
-def wait_for(process: subprocess.Popen[str], is_so: Callable[[], object]) -> None:
-    """Wait until something is so, while the job runs."""
-    deadline = time.monotonic() + SECONDS
-    while not is_so():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def start_and_wait(job: JobFolder, commits: int = 2) -> subprocess.Popen[str]:
@@ -221,14 +189,6 @@ def test_killed_worker_is_replaced_with_all_its_processes(slow_job: JobFolder, w
     assert "worker[0] goes on from its last commit\n" in errors
     assert [stage for stage in stages if stage.is_running()] == []
     check(slow_job, whole)
-
-
-def kill(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Kill a job, and wait until its processes are gone. Returns those that are not."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    process.kill()
-    process.communicate()
-    return psutil.wait_procs(children, timeout=SECONDS)[1]
 
 
 def test_killed_job_takes_its_processes_along_and_resumes(slow_job: JobFolder, whole: Path) -> None:

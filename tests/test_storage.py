@@ -94,8 +94,8 @@ def test_object_is_whole_or_not_there_when_its_maker_dies(storage: Storage) -> N
         name = f"it/{after_ms}"
         pid = os.fork()
         if pid == 0:
-            signal.setitimer(signal.ITIMER_REAL, max(1e-6, after_ms / 1000))
             signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, after_ms / 1000))
             while not storage.create(name, data):
                 storage.delete(name)
             while True:
