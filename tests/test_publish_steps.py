@@ -15,11 +15,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
-from types import FrameType
-from typing import Any, cast
 
 import pytest
-from forked import fork, wait
+from forked import die_before_line, fork, wait
 from unpublished import FINGERPRINT, N_ROWS, OUTPUTS, Files, Place, make_committed
 
 import evmp
@@ -89,17 +87,7 @@ def deaths(start: Callable[[int], Callable[[], object]], stride: int = 1) -> Ite
 def do_lines(work: Callable[[], object], n_lines: int = 1 << 60) -> None:
     """Do some work, and die after so many lines of it; its children do not."""
     os.register_at_fork(after_in_child=partial(sys.settrace, None))
-    lines = iter(range(n_lines))
-
-    def on_line(frame: FrameType, event: str, argument: object) -> object:
-        if event == "line" and next(lines, None) is None:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return on_line
-
-    def on_call(frame: FrameType, event: str, argument: object) -> object:
-        return on_line if frame.f_code.co_filename.startswith(SOURCES) else None
-
-    sys.settrace(cast(Any, on_call))
+    die_before_line(iter(range(n_lines)), SOURCES)
     work()
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from pkgutil import resolve_name
-from types import FrameType
-from typing import Any, Final, cast
+from typing import Final
+
+from forked import die_before_line
 
 import evmp
 from evmp.stage import Stage
 from fuzzing.scenario import Scenario
 
-SOURCES: Final = str(Path(evmp.__file__).parent)
+SOURCES: Final = (str(Path(evmp.__file__).parent),)
 
 
 class Armed:
@@ -38,9 +37,9 @@ class Armed:
             set_fault = resolve_name("evmp.ring._native.set_fault")
             set_fault(self._scenario.steps, chance.getrandbits(62))
         if self._scenario.lines:
-            _die_at_end_of(_by_chance(chance, self._scenario.lines))
+            die_before_line(_by_chance(chance, self._scenario.lines), SOURCES)
         if self._n_lines is not None:
-            _die_at_end_of(iter(range(self._n_lines)))
+            die_before_line(iter(range(self._n_lines)), SOURCES)
         self._stage.open()
 
     def run(self) -> None:
@@ -51,18 +50,3 @@ class Armed:
 def _by_chance(chance: random.Random, reciprocal: int) -> Iterator[None]:
     while chance.random() * reciprocal >= 1.0:
         yield
-
-
-def _die_at_end_of(lines: Iterator[object]) -> None:
-    """Die before a line of evmp for which `lines` has no item left."""
-    end = object()
-
-    def on_line(frame: FrameType, event: str, argument: object) -> object:
-        if event == "line" and next(lines, end) is end:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return on_line
-
-    def on_call(frame: FrameType, event: str, argument: object) -> object:
-        return on_line if frame.f_code.co_filename.startswith(SOURCES) else None
-
-    sys.settrace(cast(Any, on_call))
