@@ -17,9 +17,9 @@ demo: $(VENV)/run out/demo/.built
 	$(BIN)/evmp --config config/demo.yaml
 	@$(BIN)/python config/demo.py tell out/demo/result.jsonl
 
-## test: run the tests; make test ARGS="--slow -k ring" passes ARGS to pytest
+## test: run the tests, some at once; make test ARGS="--slow -k ring" passes ARGS to pytest
 test: $(VENV)/run $(VENV)/test
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n logical --maxprocesses=4 --dist worksteal $(ARGS)
 
 ## soak: kill 20,000 processes of workers over 1,000,000 rows (ARGS), and 300 of whole jobs
 ## (CHAOS_ARGS); goes on where it was stopped

@@ -44,8 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):  # of pytest-xdist; `footprint` tells workers by their session
-        os.setsid()
+    if hasattr(config, "workerinput"):  # of pytest-xdist
+        os.setsid()  # `footprint` tells what was forked and never exec'ed by its session
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,7 +3,7 @@
 A test takes a `Footprint` before and asks `left_behind` after. Processes count as ours when they
 are children of this process, when they carry the mark that this module puts into the environment
 (it survives exec and the death of the parent), or when they were forked from this process and never
-exec'ed, so that their command line is its own.
+exec'ed, so that their command line and session are its own.
 """
 
 from __future__ import annotations
