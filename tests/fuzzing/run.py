@@ -108,7 +108,10 @@ def _run(scenario: Scenario, folder: Path) -> Verdict:
         verdict.error = f"{type(error).__name__}: {error}"
     verdict.seconds = time.monotonic() - started
     run.count(verdict)
-    judge(Ledger(folder), scenario.n_rows, verdict)
+    try:
+        judge(Ledger(folder), scenario.n_rows, verdict)
+    except EvmpError as error:  # the ledger contradicts itself
+        verdict.error = f"{type(error).__name__}: {error}"
     return verdict
 
 
