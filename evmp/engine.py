@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from evmp.fit import Fit
+from evmp.model import Pending
 
 if TYPE_CHECKING:
     from evmp.head import Head
     from evmp.head.array import Row
     from evmp.job import Job
-    from evmp.model import Frames, Model
+    from evmp.model import Frames, Model, Outputs
     from evmp.model.package import ModelPackage
     from evmp.ring import Ring
 
@@ -32,23 +34,34 @@ class Engine(Protocol):
     def rows_at_once(self) -> int:
         """How many rows of a batch it takes in one call, once it is open."""
 
-    def open(self) -> None:
+    @property
+    def batches_at_once(self) -> int:
+        """How many batches should be started before the results of the first are waited for."""
+
+    def open(self, ring: Ring) -> None:
         """Load what predicts, run it once, and check what comes out.
+
+        Args:
+            ring: where the rows will be.
 
         Raises:
             EvmpError: when the job cannot start.
         """
 
-    def predict(self, ring: Ring, rows: Sequence[int]) -> list[bytes]:
-        """Return the JSON result of each of `rows`, in their order.
+    def start(self, rows: Sequence[int]) -> Pending[list[bytes]]:
+        """Begin to predict the JSON result of each of `rows`, in their order.
 
         Args:
-            ring: where they are, claimed by this process.
-            rows: sequence numbers, ascending, of one batch.
+            rows: sequence numbers, ascending, of one batch, which this process has claimed, and
+                does not release before the results are there.
 
         Raises:
-            Exception: whatever is wrong with one of them; alone, it is to blame.
+            DeviceLost: this process can predict no more; so may the result.
+            Exception: whatever is wrong with one of them; alone, it is to blame. So may the result.
         """
+
+    def close(self) -> None:
+        """Let go of the ring, when nothing is begun any more."""
 
 
 class FrameEngine:
@@ -64,6 +77,7 @@ class FrameEngine:
         self._job, self._package, self._gpu = job, package, gpu
         self._batch_rows = batch_rows
         self._fit = Fit(package.input)
+        self._ring: Ring
         self._model: Model
         self._head: Head
 
@@ -71,7 +85,11 @@ class FrameEngine:
     def rows_at_once(self) -> int:
         return self._model.rows_at_once
 
-    def open(self) -> None:
+    @property
+    def batches_at_once(self) -> int:
+        return self._job.predict_thread_num if self._model.is_asynchronous else 1
+
+    def open(self, ring: Ring) -> None:
         # CUDA reads this at its start, which is later: this process sees its own GPU only.
         os.environ["CUDA_VISIBLE_DEVICES"] = self._gpu
         from evmp.head import open_head
@@ -86,16 +104,30 @@ class FrameEngine:
             self._job.cpu_batch_size,
         )
         self._head.check(self._model.warm_up())
+        self._model.pin(ring.payloads)
+        self._ring = ring
 
-    def predict(self, ring: Ring, rows: Sequence[int]) -> list[bytes]:
+    def start(self, rows: Sequence[int]) -> Pending[list[bytes]]:
+        ring = self._ring
         headers = [ring.header(n) for n in rows]
         sizes = [(header.height, header.width) for header in headers]
-        outputs: dict[int, Row] = {}
+        parts: list[tuple[list[int], Pending[Outputs]]] = []
         for size, alike in by_size([self._fit.size_of(*size) for size in sizes]).items():
             frames = _frames(ring, rows[0] // ring.n_rows, size)
-            found = self._model.predict(frames, [rows[i] % ring.n_rows for i in alike])
-            outputs.update(zip(alike, found, strict=True))
-        return self._head.results([outputs[i] for i in range(len(rows))], sizes)
+            begun = self._model.start(frames, [rows[i] % ring.n_rows for i in alike])
+            parts.append((alike, begun))
+        return Pending(partial(self._results, parts, sizes))
+
+    def close(self) -> None:
+        self._model.close()
+
+    def _results(
+        self, parts: Sequence[tuple[list[int], Pending[Outputs]]], sizes: Sequence[tuple[int, int]]
+    ) -> list[bytes]:
+        outputs: dict[int, Row] = {}
+        for places, begun in parts:
+            outputs.update(zip(places, begun.result(), strict=True))
+        return self._head.results([outputs[i] for i in range(len(sizes))], sizes)
 
 
 def by_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:

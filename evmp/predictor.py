@@ -1,15 +1,17 @@
 """The third stage: batches of rows through an engine, and its results into the last ring.
 
-One process a GPU, or `predict_thread_num` processes on the CPU. A GPU gets whole batches, a CPU a
-few rows or one at a time. Those whose prediction raises, and a batch that has killed a process
-before, are worked on row by row, so that a bad row costs only itself.
+One process a GPU, or `predict_thread_num` processes on the CPU. A GPU gets whole batches, and the
+next while it works on the last; a CPU a few rows or one at a time. Those whose prediction raises,
+and a batch that has killed a process before, are worked on row by row, so that a bad row costs only
+itself. A batch is released when its results are put, so that a death finds the others as they were.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from evmp.metrics import Counter, Seat, State
@@ -18,10 +20,27 @@ from evmp.stage import claims, put_failure
 
 if TYPE_CHECKING:
     from evmp.engine import Engine
+    from evmp.model import Pending
 
 log = logging.getLogger(__name__)
 
 MAX_LOGGED: Final = 10  # tracebacks of failing rows, per process
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of a batch, and their results if they were begun together."""
+
+    rows: Sequence[int]
+    results: Pending[list[bytes]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """A batch that is claimed and begun."""
+
+    seq: int
+    parts: Sequence[_Part]
 
 
 class Predictor:
@@ -40,46 +59,84 @@ class Predictor:
         self._pixels, self._results = pixels, results
         self._seat, self._number = seat, number
         self._n_logged = 0
+        self._begun: deque[_Batch] = deque()
 
     def open(self) -> None:
-        """Open the engine, and fault the memory in."""
-        self._engine.open()
+        """Fault the memory in, and open the engine."""
         self._pixels.populate(self._pixels.row_bytes)
         self._results.populate(1)
+        self._engine.open(self._pixels)
 
     def run(self) -> None:
         """Predict until the pixel ring has drained."""
-        for seq in claims(self._pixels, self._seat, self._number):
-            todo = [n for n in self._pixels.rows(seq) if not self._results.is_done(n)]
+        for seq in claims(self._pixels, self._seat, self._number, meanwhile=self._finish_one):
             has_killed = self._pixels.peek(seq)[2] > 0
-            step = 1 if has_killed else self._engine.rows_at_once
-            for start in range(0, len(todo), step):
-                self._predict_all(todo[start : start + step])
-                self._seat.enter(State.BUSY)
-            self._pixels.release(seq, self._number)
+            if has_killed:
+                self._finish(0)
+            self._begun.append(self._begin(seq, has_killed))
+            self._finish(0 if has_killed else self._engine.batches_at_once - 1)
+        self._engine.close()
 
-    def _predict_all(self, rows: Sequence[int]) -> None:
-        """Predict some rows of a batch, at once if that goes well."""
-        if len(rows) > 1:
-            with suppress(Exception):
-                self._predict(rows)
+    def _begin(self, seq: int, has_killed: bool) -> _Batch:
+        todo = [n for n in self._pixels.rows(seq) if not self._results.is_done(n)]
+        if has_killed:
+            return _Batch(seq, [_Part(todo, None)])
+        step = self._engine.rows_at_once
+        return _Batch(seq, [self._start(todo[i : i + step]) for i in range(0, len(todo), step)])
+
+    def _start(self, rows: Sequence[int]) -> _Part:
+        try:
+            return _Part(rows, self._engine.start(rows))
+        except Exception:
+            return _Part(rows, None)
+
+    def _finish(self, n_left: int) -> None:
+        """Finish the oldest batches that are begun, until so few are left."""
+        while len(self._begun) > n_left:
+            self._finish_one()
+
+    def _finish_one(self) -> bool:
+        """Finish the oldest batch that is begun, if there is one."""
+        if not self._begun:
+            return False
+        batch = self._begun.popleft()
+        for part in batch.parts:
+            self._seat.enter(State.BUSY)
+            self._finish_part(part)
+        self._pixels.release(batch.seq, self._number)
+        return True
+
+    def _finish_part(self, part: _Part) -> None:
+        """Put the results of some rows: those that were begun, or else each row's by itself."""
+        if part.results:
+            try:
+                self._put_all(part.rows, part.results.result())
                 return
-        for n in rows:
-            self._predict_one(n)
+            except Exception as error:
+                if len(part.rows) == 1:
+                    self._fail(part.rows[0], error)
+                    return
+        for n in part.rows:
+            self._seat.enter(State.BUSY)
+            self._predict_alone(n)
 
-    def _predict_one(self, n: int) -> None:
+    def _predict_alone(self, n: int) -> None:
         if self._results.is_done(n):
             return
         try:
-            self._predict([n])
+            self._put_all([n], self._engine.start([n]).result())
         except Exception as error:
-            self._log(n)
-            message = f"{type(error).__name__}: {error}"
-            put_failure(self._results, n, self._pixels.header(n).row, "predict", message)
-            self._seat.add(Counter.FAILED, 1)
+            self._fail(n, error)
 
-    def _predict(self, rows: Sequence[int]) -> None:
-        results = self._engine.predict(self._pixels, rows)
+    def _fail(self, n: int, error: Exception) -> None:
+        row = self._pixels.header(n).row
+        self._n_logged += 1
+        if self._n_logged <= MAX_LOGGED:
+            log.warning("row %d failed", row, exc_info=error)
+        put_failure(self._results, n, row, "predict", f"{type(error).__name__}: {error}")
+        self._seat.add(Counter.FAILED, 1)
+
+    def _put_all(self, rows: Sequence[int], results: Sequence[bytes]) -> None:
         for n, result in zip(rows, results, strict=True):
             self._put(n, self._pixels.header(n).row, result)
 
@@ -92,8 +149,3 @@ class Predictor:
         self._results.put(n, Header(row, mark=Mark.DATA), result)
         self._seat.add(Counter.ROWS, 1)
         self._seat.add(Counter.BYTES, len(result))
-
-    def _log(self, n: int) -> None:
-        self._n_logged += 1
-        if self._n_logged <= MAX_LOGGED:
-            log.warning("row %d failed", self._pixels.header(n).row, exc_info=True)

@@ -105,6 +105,11 @@ class Ring:
         self.peek, self.reopen, self.close = ring.peek, ring.reopen, ring.close
         self.stop, self.wake = ring.stop, ring.wake
 
+    @property
+    def payloads(self) -> memoryview:
+        """The payload of every row, in whole pages."""
+        return self._view[self._payload :]
+
     # --- rows ---------------------------------------------------------------------------------
 
     def batch(self, seq: int) -> memoryview:
@@ -222,10 +227,11 @@ class Ring:
         """Settle what the dead process of `seat` held. For the supervisor, after waitpid.
 
         A batch whose rows are all done downstream is released; another goes to the next claimer.
-        Unless no row can be to blame, its attempts are counted: when MAX_ATTEMPTS processes have
-        died with the same row as the first that is not done, it is given up: it is the one that
-        kills, because a batch that is tried again is worked on row by row; a death further on
-        counts anew.
+        Unless no row can be to blame, the attempts of the oldest such batch are counted: when
+        MAX_ATTEMPTS processes have died with the same row as the first that is not done, it is
+        given up: it is the one that kills, because a batch that is tried again is worked on row by
+        row, and alone; a death further on counts anew. The others that the process had begun are
+        not to blame until they are the oldest.
 
         Args:
             seat: the seat whose process has died.
@@ -248,6 +254,7 @@ class Ring:
             if open_rows:
                 if fail:
                     self._suspects[seq] = open_rows[0]
+                    fail = None
                 self.reopen(seq, seat, min(attempt, MAX_ATTEMPTS))
             else:
                 self._suspects.pop(seq, None)

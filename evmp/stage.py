@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 import orjson
@@ -57,10 +57,21 @@ def put_failure(results: Ring, n: int, row: int, stage: str, message: str) -> No
         results.put(n, Header(row=row, length=len(data), mark=Mark.ERROR), data)
 
 
-def claims(ring: Ring, seat: Seat, number: int, *, ordered: bool = False) -> Iterator[int]:
+def claims(
+    ring: Ring,
+    seat: Seat,
+    number: int,
+    *,
+    ordered: bool = False,
+    meanwhile: Callable[[], bool] = lambda: False,
+) -> Iterator[int]:
     """Yield the batches that `seat` claims from `ring`, until it has drained.
 
     Waiting and working times go to the seat's counters; the caller releases what it was given.
+
+    Args:
+        meanwhile: called in the place of waiting; it finishes something that the caller has begun,
+            or says that there is nothing.
     """
     parent = os.getppid()
     started = time.monotonic_ns()
@@ -68,6 +79,13 @@ def claims(ring: Ring, seat: Seat, number: int, *, ordered: bool = False) -> Ite
         try:
             seq = ring.claim(number, 0.0, ordered=ordered)
             while seq is None:
+                looked = time.monotonic_ns()
+                if meanwhile():
+                    worked = time.monotonic_ns() - looked
+                    seat.add(Counter.BUSY_NS, worked)
+                    started += worked
+                    seq = ring.claim(number, 0.0, ordered=ordered)
+                    continue
                 seat.enter(State.WAITING)
                 leave_orphaned(parent)
                 seq = ring.claim(number, HEARTBEAT_SECONDS, ordered=ordered)

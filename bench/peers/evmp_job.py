@@ -30,6 +30,7 @@ class Consumer:
 
     device = "cpu"
     rows_at_once = 1
+    is_asynchronous = False
 
     def warm_up(self) -> list[dict[str, Any]]:
         """Make what `predict` writes into."""
@@ -40,6 +41,15 @@ class Consumer:
 
     def predict(self, frames: Any, rows: Sequence[int]) -> list[dict[str, Any]]:
         return [self._consume(frames[row]) for row in rows]
+
+    def start(self, frames: Any, rows: Sequence[int]) -> evmp.model.Pending[Any]:
+        return evmp.model.Pending(lambda: self.predict(frames, rows))
+
+    def pin(self, memory: memoryview) -> None:
+        """Do without."""
+
+    def close(self) -> None:
+        """Keep nothing."""
 
     def _consume(self, frame: Any) -> dict[str, Any]:
         _native.normalize(frame, self._planes, 224, 224, scale=SCALE, bias=BIAS)

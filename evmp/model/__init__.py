@@ -39,10 +39,10 @@ Outputs: TypeAlias = "list[dict[str, np.ndarray[Any, Any]]]"
 T = TypeVar("T")
 
 
-class DeviceLost(Exception):
-    """The device does no more for this process, whatever it is asked for; another may use it.
+class DeviceLost(BaseException):
+    """The device does nothing more for this process, though it may for another.
 
-    No row is to blame by itself, so this is no ModelError: the process must end, and be replaced.
+    The process must end and be replaced, so this is no Exception, which would be a row's failure.
     """
 
 

@@ -171,6 +171,7 @@ class BatchNetwork:
         self.rows_at_once = batch_size
         self._device, self._dtype = device, DTYPES[package.precision]
         self._size = package.input.height, package.input.width
+        self._is_dynamic = package.input.size == "dynamic"
         scale, bias = scale_and_bias(package.input)
         self._scale = torch.tensor(scale, device=device.place).view(3, 1, 1)
         self._bias = torch.tensor(bias, device=device.place).view(3, 1, 1)
@@ -232,7 +233,7 @@ class BatchNetwork:
 
     def _begin(self, frames: Frames, rows: Sequence[int]) -> tuple[Outputs, Mark]:
         """Ask the device for the outputs of some rows; they are there when it passes the mark."""
-        batch_size = self.rows_at_once
+        batch_size = self._filled_size(len(rows))
         with torch.inference_mode():
             batch = self._normalize(self._chosen(frames, filled_up(rows, batch_size)))
             output = self._module(batch.contiguous(memory_format=self._layout))
@@ -260,13 +261,22 @@ class BatchNetwork:
             self.rows_at_once,
         )
 
+    def _filled_size(self, n_rows: int) -> int:
+        """Say how many rows a batch of so many is filled up to.
+
+        Where sizes are dynamic, rows of one size are few, and shapes are many anyway.
+        """
+        if not self._is_dynamic:
+            return self.rows_at_once
+        return min(self.rows_at_once, 1 << (n_rows - 1).bit_length())
+
     def _black(self) -> Frames:
         return np.zeros((self.rows_at_once, *self._size, 3), np.uint8)
 
     def _chosen(self, frames: Frames, places: list[int]) -> torch.Tensor:
         """Return these rows of a batch, in its own memory if they follow each other there."""
         first = places[0]
-        if places == list(range(first, first + len(places))):
+        if places == list(range(first, first + len(places))) and frames.flags.c_contiguous:
             return torch.from_numpy(frames[first : first + len(places)])
         chosen = self._device.staging((len(places), *frames.shape[1:]))
         np.take(frames, places, axis=0, out=chosen.numpy(), mode="clip")

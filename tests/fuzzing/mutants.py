@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from evmp.ledger import Block, Ledger
+from evmp.predictor import Predictor
 from evmp.reader import Reader
 from evmp.ring import Ring
 from evmp.sink import Recovered
@@ -37,6 +38,12 @@ def _release_then_decode(self: Any) -> None:
         self._payload.release(n, self._number)
         if not self._pixels.is_done(n):
             self._work(n, header)
+
+
+def _begin_and_release(self: Any, seq: int, has_killed: bool) -> Any:
+    batch = _begin(self, seq, has_killed)
+    self._pixels.release(seq, self._number)
+    return batch
 
 
 def _release_then_write(self: Any) -> None:
@@ -86,12 +93,13 @@ def _trim_without_a_mark(self: Ring, n: int, keep_bytes: int) -> None:
     self.set_header(n, header)
 
 
-_commit, _trim = Ledger.commit, Ring._trim
+_commit, _trim, _begin = Ledger.commit, Ring._trim, Predictor._begin
 
 PYTHON: Final[dict[str, Patch]] = {
     "recovery frees rows that are not done": {"evmp.ring.Ring.recover": _free_what_is_not_done},
     "recovery frees nothing": {"evmp.ring.Ring.recover": _free_nothing},
     "decoder releases before it commits": {"evmp.decoder.Decoder.run": _release_then_decode},
+    "predictor releases what it has begun": {"evmp.predictor.Predictor._begin": _begin_and_release},
     "writer releases before it writes": {"evmp.writer.Writer.run": _release_then_write},
     "writer trusts a torn tail": {"fuzzing.world.TearingSink.recover": _trust_torn_tail},
     "writer appends what is there already": {"evmp.writer._OpenBlock.append": _append_again},

@@ -15,6 +15,7 @@ import io
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ import orjson
 
 from evmp.errors import DecodeError
 from evmp.key import KeyField
+from evmp.model import Pending
 from evmp.sink import Record, Recovered, Sink, open_sink
 from evmp.source import Kind, Row
 from evmp.stage import error_result
@@ -156,9 +158,13 @@ class Fitting:
 
 
 class Model:
-    """A model that returns its input. It knows a row by the digest that its pixels are."""
+    """A model that returns its input. It knows a row by the digest that its pixels are.
+
+    It works by itself on what is started, and as late as it may: when the result is waited for.
+    """
 
     rows_at_once = 3
+    is_asynchronous = True
 
     def __init__(self, world: World) -> None:
         self._aborts = {pixels(raw(row)) for row in world.aborts}
@@ -173,6 +179,16 @@ class Model:
         if not self._aborts.isdisjoint(found):
             ctypes.string_at(0)
         return found
+
+    def start(self, frames: np.ndarray, rows: Sequence[int]) -> Pending[list[bytes]]:
+        """Begin to predict."""
+        return Pending(partial(self.predict, frames, rows))
+
+    def pin(self, memory: memoryview) -> None:
+        """Do without."""
+
+    def close(self) -> None:
+        """Keep nothing."""
 
 
 class Head:
