@@ -156,7 +156,7 @@ class _Run:
     def __init__(self, scenario: Scenario, ledger: Ledger) -> None:
         self._scenario, self._ledger = scenario, ledger
         package: Any = SimpleNamespace(
-            input=SimpleNamespace(height=SIDE, width=SIDE), weights=Path(os.devnull)
+            input=SimpleNamespace(height=SIDE, width=SIDE), files=(Path(os.devnull),)
         )
         job = _job(scenario)
         layout = replace(

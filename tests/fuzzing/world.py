@@ -150,6 +150,10 @@ class Fitting:
 
     enough = (SIDE, SIDE)
 
+    def size_of(self, height: int, width: int) -> tuple[int, int]:
+        """Return the model's size."""
+        return SIDE, SIDE
+
     def into(self, frame: Picture, place: memoryview) -> None:
         """Write the pixels of a row to its place in the batch."""
         half = len(frame.pixels) // 2
@@ -249,6 +253,7 @@ def loaded(world: World) -> dict[str, object]:
         "evmp.decoder.ImageDecoder": lambda limit, fast: Decoding(world),
         "evmp.decoder.KEEP_BYTES": KEEP_BYTES,
         "evmp.pipeline.Fit": lambda spec: Fitting(),
+        "evmp.engine.Fit": lambda spec: Fitting(),
         "evmp.model.preload": lambda package: None,
         "evmp.model.open_model": lambda *arguments: Model(world),
         "evmp.head.open_head": lambda package, job: Head(),
