@@ -446,8 +446,10 @@ def write_wrong_file(kind: str, file: Path) -> None:
         torch.save(convolutions(), file)
     elif kind == "malicious":
         torch.save(Malicious(), file)
-    elif kind == "torch.export":
-        torch.export.save(torch.export.export(nn.Identity(), (torch.zeros(1),)), file)
+    elif kind == "AOTInductor":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("model/archive_format", "pt2")
+            archive.writestr("model/data/aotinductor/model/model.wrapper.so", b"\x7fELF")
     elif kind == "zip":
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("archive/readme.txt", "no model")
@@ -467,10 +469,10 @@ def write_wrong_file(kind: str, file: Path) -> None:
         ("old state_dict", "a checkpoint written by torch.save in its old format, no TorchScript"),
         ("module", "a checkpoint written by torch.save"),
         ("malicious", "a checkpoint written by torch.save"),
-        ("torch.export", "a torch.export archive, which this version cannot run"),
+        ("AOTInductor", "compiled by AOTInductor for one kind of machine; save the program that"),
         ("zip", "a zip file without TorchScript code"),
         ("truncated", "a truncated or damaged archive .*; copy or save it again"),
-        ("empty", "an empty file, expected a TorchScript archive"),
+        ("empty", "an empty file, expected a TorchScript or torch.export archive or an ONNX"),
         ("text", r"no TorchScript archive and no ONNX model \(starts with 'version https://'\)"),
     ],
 )

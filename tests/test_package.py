@@ -353,9 +353,12 @@ def test_a_name_listed_twice_is_told_apart_by_its_class(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "got no model.yaml and 0 *.pt or *.onnx files, expected a model.yaml or one such"),
-        (["a.pt", "b.onnx"], "got no model.yaml and 2 *.pt or *.onnx files (a.pt, b.onnx), expe"),
-        (["a.ckpt"], "got no model.yaml and 0 *.pt or *.onnx files, expected"),
+        ([], "got no model.yaml and 0 *.pt, *.pt2 or *.onnx files, expected a model.yaml or"),
+        (
+            ["a.pt", "b.onnx"],
+            "got no model.yaml and 2 *.pt, *.pt2 or *.onnx files (a.pt, b.onnx), expe",
+        ),
+        (["a.ckpt"], "got no model.yaml and 0 *.pt, *.pt2 or *.onnx files, expected"),
     ],
 )
 def test_a_folder_without_exactly_one_model_is_refused(
@@ -374,7 +377,7 @@ def test_what_is_no_package_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match="none: no such file or directory; correct model_path"):
         load_package(tmp_path / "none")
-    with pytest.raises(ModelError, match=r"model.ckpt: expected a directory or a \*.pt or"):
+    with pytest.raises(ModelError, match=r"model.ckpt: expected a directory or a \*.pt, "):
         load_package(tmp_path / "model.ckpt")
 
 

@@ -6,7 +6,9 @@ of weights holds, and loads it in the process that calls it.
 
     archive         what a file is, before a library touches it; `onnxfile` reads ONNX for it
     torchscript     .pt: what torch.jit.save writes
+    exported        .pt2: what torch.export.save writes
     onnx            .onnx
+    operators       those that an archive calls and torch itself does not have
     network         a network of torch on the CPU or a GPU, whichever adapter it came from
     batch           what becomes of the rows of a batch, whatever runs it
     device          the CPU or a GPU: how frames get there and outputs come back
@@ -119,12 +121,14 @@ def preload(package: ModelPackage) -> None:
         ModelError: the weights are no model, or what they need is not installed.
     """
     _set_environment()
-    if kind_of(package.weights) == "onnx":
+    kind = kind_of(package.weights)
+    if kind == "onnx":
         _import_onnx(package)
-    else:
-        from evmp.model.torchscript import preload_torchscript
+        return
+    from evmp.model.operators import register_operators
 
-        preload_torchscript(package)
+    register_operators(package.weights)
+    import_module(f"evmp.model.{kind}")
 
 
 def open_model(
@@ -144,8 +148,13 @@ def open_model(
     """
     _set_environment()
     options = package, device, batch_size, threads, cpu_batch_size
-    if kind_of(package.weights) == "onnx":
+    kind = kind_of(package.weights)
+    if kind == "onnx":
         return cast(Model, _import_onnx(package).open_onnx(*options))
+    if kind == "exported":
+        from evmp.model.exported import open_exported
+
+        return open_exported(*options)
     from evmp.model.torchscript import open_torchscript
 
     return open_torchscript(*options)

@@ -14,13 +14,13 @@ from typing import Final, Literal, TypeAlias
 from evmp.errors import ModelError
 from evmp.model import onnxfile
 
-Kind: TypeAlias = Literal["torchscript", "onnx"]
+Kind: TypeAlias = Literal["torchscript", "exported", "onnx"]
 
 REMEDY: Final = (
     "build the network in Python, load the weights into it, and save "
     "torch.jit.trace(network.eval(), example)"
 )
-# How TorchScript's own code spells a call of torchvision::nms and the like.
+# How TorchScript's code and torch.export's graph spell a call of torchvision::nms and the like.
 TORCHVISION_CALL: Final = b"ops.torchvision."
 
 
@@ -40,8 +40,10 @@ def kind_of(file: Path) -> Kind:
         if not head.startswith(b"PK"):
             raise ModelError(f"{file}: {_describe(head)}")
         with zipfile.ZipFile(file) as archive:
-            _check_members(file, archive.namelist())
-        return "torchscript"
+            # Of an archive that was cut off, one that is a member of it may be taken for the whole.
+            if min((it.header_offset for it in archive.infolist()), default=0) > 0:
+                raise zipfile.BadZipFile("its directory is missing")
+            return _kind_of_members(file, archive.namelist())
     except zipfile.BadZipFile as error:
         reason = str(error).lower()
         raise ModelError(
@@ -53,9 +55,9 @@ def kind_of(file: Path) -> Kind:
 
 
 def needs_torchvision(file: Path) -> bool:
-    """Say whether a whole TorchScript archive calls torchvision's operators."""
+    """Say whether a whole archive of either kind calls torchvision's operators."""
     with zipfile.ZipFile(file) as archive:
-        code = [name for name in archive.namelist() if _is_code(name)]
+        code = [name for name in archive.namelist() if _is_code(name) or _is_program(name)]
         return any(TORCHVISION_CALL in archive.read(name) for name in code)
 
 
@@ -74,17 +76,21 @@ def files_of(file: Path) -> tuple[Path, ...]:
         raise ModelError(f"{file}: cannot be read: {reason}") from error
 
 
-def _check_members(file: Path, names: list[str]) -> None:
+def _kind_of_members(file: Path, names: list[str]) -> Kind:
     inner = {"/".join(PurePosixPath(name).parts[1:]) for name in names}
     if "constants.pkl" in inner and any(_is_code(name) for name in names):
-        return
-    if "archive_format" in inner or "serialized_exported_program.json" in names:
-        kind = "a torch.export archive, which this version cannot run"
+        return "torchscript"
+    if any(_is_program(name) for name in names):
+        return "exported"
+    remedy = REMEDY
+    if any(name.startswith("data/aotinductor/") for name in inner):
+        kind = "compiled by AOTInductor for one kind of machine"
+        remedy = "save the program that it was compiled from by torch.export.save"
     elif "data.pkl" in inner:
         kind = "a checkpoint written by torch.save (a state_dict, say), no TorchScript"
     else:
-        kind = "a zip file without TorchScript code"
-    raise ModelError(f"{file}: {kind}; {REMEDY}")
+        kind = "a zip file without TorchScript code or a program of torch.export"
+    raise ModelError(f"{file}: {kind}; {remedy}")
 
 
 def _is_code(name: str) -> bool:
@@ -92,10 +98,17 @@ def _is_code(name: str) -> bool:
     return len(parts) > 2 and parts[1] == "code" and name.endswith(".py")
 
 
+def _is_program(name: str) -> bool:
+    """Say whether a member is the graph of a torch.export archive, of torch 2.8 on or older."""
+    parts = PurePosixPath(name).parts
+    is_model = len(parts) == 3 and parts[1] == "models" and name.endswith(".json")
+    return is_model or name == "serialized_exported_program.json"
+
+
 def _describe(head: bytes) -> str:
     """Say what a file is, by its first bytes, that is no archive and no ONNX."""
     if not head:
-        return "an empty file, expected a TorchScript archive or an ONNX model"
+        return "an empty file, expected a TorchScript or torch.export archive or an ONNX model"
     if head.startswith(b"\x80"):
         return f"a checkpoint written by torch.save in its old format, no TorchScript; {REMEDY}"
     start = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in head)

@@ -14,7 +14,7 @@ from evmp.errors import ModelError
 
 if TYPE_CHECKING:
     from evmp.model import Outputs
-    from evmp.model.package import ModelInput
+    from evmp.model.package import ModelInput, ModelPackage
 
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Triple: TypeAlias = tuple[float, float, float]
@@ -33,6 +33,39 @@ def scale_and_bias(spec: ModelInput) -> tuple[Triple, Triple]:
     """Return the factor and the summand of each channel: x * scale / std - mean / std."""
     (a, b, c), (x, y, z) = spec.std, spec.mean
     return (spec.scale / a, spec.scale / b, spec.scale / c), (-x / a, -y / b, -z / c)
+
+
+def image_input(inputs: Mapping[str, Sequence[object]], package: ModelPackage) -> str:
+    """Return the name of a model's only input, which takes the package's images.
+
+    Args:
+        inputs: the shape of each by its name; what is no integer there is a size that is not fixed.
+
+    Raises:
+        ModelError: there are others, or the one is of another shape.
+    """
+    sides = ((3, 3), *((least, most) for least, most, _ in package.input.sides))
+    expected = ", ".join(str(it) if it == to else f"{it} to {to}" for it, to in sides)
+    found = ", ".join(f"{name}: {_written(shape)}" for name, shape in inputs.items())
+    if len(inputs) != 1:
+        raise ModelError(
+            f"{package.weights}: the model has the inputs {found or 'of none'}, expected one, the "
+            f"images as (batch, {expected})"
+        )
+    ((name, shape),) = inputs.items()
+    if len(shape) != 4 or any(
+        isinstance(size, int) and not size == least == most
+        for size, (least, most) in zip(shape[1:], sides, strict=True)
+    ):
+        raise ModelError(
+            f"{package.weights}: the model's input is {found}, expected (batch, {expected}), as "
+            "input.height and input.width say; correct model.yaml or export the model again"
+        )
+    return name
+
+
+def _written(shape: Sequence[object]) -> str:
+    return f"({', '.join('?' if size is None else str(size) for size in shape)})"
 
 
 def divided(arrays: Mapping[str, Array], batch_size: int) -> Outputs:

@@ -39,6 +39,15 @@ log = logging.getLogger(__name__)
 DTYPES: Final = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # TorchScript profiles its first run and compiles in its second; the first is the probe.
 WARM_UP_RUNS: Final = 2
+# What a network may raise; torch.export asserts what it expects of its input.
+FAILURES: Final = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AssertionError,
+    torch.jit.Error,
+)
 MAX_INPUTS: Final = 8  # that a network on the CPU keeps, of different sizes
 _HOST: Final = Cpu()
 _MEMORY_ERRORS: Final = ("out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
@@ -51,6 +60,7 @@ def open_network(
     device: str,
     batch_size: int,
     cpu_batch_size: int = 1,
+    least: int = 1,
     finish: Finish,
 ) -> Model:
     """Place a loaded network on a device.
@@ -60,6 +70,7 @@ def open_network(
         device: `auto`, `cpu` or `cuda`.
         batch_size: rows that a GPU gets at once.
         cpu_batch_size: rows that a CPU does.
+        least: rows that the network must get at once.
         finish: the last step of preparing it, once its weights are in place.
 
     Raises:
@@ -67,7 +78,7 @@ def open_network(
     """
     if resolve_device(device) == "cpu":
         return CpuNetwork(module, package, finish, cpu_batch_size)
-    return BatchNetwork(module, package, finish, batch_size, Gpu())
+    return BatchNetwork(module, package, finish, batch_size, Gpu(), least)
 
 
 def resolve_device(device: str) -> str:
@@ -155,6 +166,7 @@ class BatchNetwork:
     Args:
         batch_size: rows that it takes at once, as long as the device's memory holds them.
         device: where it runs.
+        least: rows that it must get at once, whatever the device's memory holds.
     """
 
     is_asynchronous = True
@@ -166,9 +178,10 @@ class BatchNetwork:
         finish: Finish,
         batch_size: int,
         device: Device,
+        least: int = 1,
     ) -> None:
         self.device = str(device.place)
-        self.rows_at_once = batch_size
+        self.rows_at_once, self._least = batch_size, least
         self._device, self._dtype = device, DTYPES[package.precision]
         self._size = package.input.height, package.input.width
         self._is_dynamic = package.input.size == "dynamic"
@@ -214,7 +227,7 @@ class BatchNetwork:
             probe = run(lambda: self._normalize(torch.from_numpy(self._black())))
             return settle(module, finish, probe, package)
         except OutOfMemory:
-            if self.rows_at_once == 1:
+            if self.rows_at_once // 2 < self._least:
                 raise
         return None
 
@@ -222,7 +235,7 @@ class BatchNetwork:
         try:
             outputs, mark = self._run(lambda: self._begin(frames, rows))
         except OutOfMemory:
-            if self.rows_at_once == 1:
+            if self.rows_at_once // 2 < self._least:
                 raise
             return None
         return Pending(partial(self._outputs, outputs, mark))
@@ -333,7 +346,7 @@ def run(work: Callable[..., Any], *arguments: Any) -> Any:
     """
     try:
         return work(*arguments)
-    except (RuntimeError, ValueError, TypeError, LookupError, torch.jit.Error) as error:
+    except FAILURES as error:
         # TorchScript tells of torch.OutOfMemoryError in a RuntimeError of its own.
         is_memory = isinstance(error, torch.OutOfMemoryError) or any(
             words in str(error) for words in _MEMORY_ERRORS

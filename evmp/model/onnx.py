@@ -19,7 +19,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from evmp import _native
 from evmp.errors import ModelError
 from evmp.model import Pending
-from evmp.model.batch import Array, divided, filled_up, scale_and_bias
+from evmp.model.batch import Array, divided, filled_up, image_input, scale_and_bias
 
 if TYPE_CHECKING:
     from evmp.model import Frames, Outputs
@@ -162,38 +162,20 @@ def _image_input(session: Any, package: ModelPackage) -> Any:
     Raises:
         ModelError: there are others, or it takes something else.
     """
-    file, spec = package.weights, package.input
-    found = ", ".join(f"{it.name}: {_shape(it)} {it.type}" for it in session.get_inputs())
-    height, width = (_range(least, most) for least, most, _ in spec.sides)
-    expected = f"(batch, 3, {height}, {width})"
-    if len(session.get_inputs()) != 1:
-        raise ModelError(f"{file}: the model has the inputs {found}, expected one, {expected}")
-    (image,) = session.get_inputs()
-    sides = [(3, 3), *((least, most) for least, most, _ in spec.sides)]
-    is_fit = len(image.shape) == 4 and all(
-        not isinstance(found, int) or found == least == most
-        for found, (least, most) in zip(image.shape[1:], sides, strict=True)
-    )
-    if not is_fit or image.type not in DTYPES:
+    inputs = {it.name: it for it in session.get_inputs()}
+    name = image_input({name: it.shape for name, it in inputs.items()}, package)
+    kind = inputs[name].type
+    if kind not in DTYPES:
         raise ModelError(
-            f"{file}: the model's input is {found}, expected {expected} float, float16 or uint8, "
-            "as model.yaml says; correct it or export the model again"
+            f"{package.weights}: the model's input {name} is {kind}, expected float, float16 or "
+            "uint8"
         )
-    if image.type == "tensor(uint8)" and scale_and_bias(spec) != ((1, 1, 1), (0, 0, 0)):
+    if kind == "tensor(uint8)" and scale_and_bias(package.input) != ((1, 1, 1), (0, 0, 0)):
         raise ModelError(
-            f"{file}: the model's input is {found}, bytes from 0 to 255, but model.yaml "
-            "normalises them; say scale: 1, mean: [0, 0, 0] and std: [1, 1, 1] under input"
+            f"{package.weights}: the model's input {name} is of bytes from 0 to 255, but "
+            "model.yaml normalises them; say scale: 1, mean: [0, 0, 0] and std: [1, 1, 1] in input"
         )
-    return image
-
-
-def _shape(value: Any) -> str:
-    """Write a shape with its symbolic sizes by their names: `(batch, 3, 224, 224)`."""
-    return f"({', '.join(str(size) if size is not None else '?' for size in value.shape)})"
-
-
-def _range(least: int, most: int) -> str:
-    return str(most) if least == most else f"{least} to {most}"
+    return inputs[name]
 
 
 def _bring(name: str, value: Any) -> Array:

@@ -2,7 +2,7 @@
 
     out/demo/model/
         model.yaml      what `evmp.model.spec` describes
-        model.pt        the weights: a TorchScript archive, or an ONNX file
+        model.pt        the weights, of any of the kinds that `archive` tells apart
         labels.txt      one class name a line, where model.yaml names it
 
 `load_package` reads and checks everything but the weights. It imports neither torch nor numpy, so
@@ -34,8 +34,8 @@ __all__ = [
 ]
 
 MODEL_FILE = "model.yaml"
-WEIGHTS_SUFFIXES = (".pt", ".onnx")
-WEIGHTS_NAMES = " or ".join(f"*{suffix}" for suffix in WEIGHTS_SUFFIXES)
+WEIGHTS_SUFFIXES = (".pt", ".pt2", ".onnx")
+WEIGHTS_NAMES = "*.pt, *.pt2 or *.onnx"
 MAX_LABEL_BYTES = 16 << 20
 BACKGROUND = "background"
 USUAL_ACTIVATION = {

@@ -7,27 +7,19 @@ interpreted by torch, and evmp never unpickles a checkpoint.
 
 from __future__ import annotations
 
-import re
 import warnings
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from evmp.errors import ModelError
-from evmp.model.archive import needs_torchvision
 from evmp.model.network import explain, open_network, set_threads
+from evmp.model.operators import lacking, register_operators
 
 if TYPE_CHECKING:
     from evmp.model import Model
     from evmp.model.package import ModelPackage
-
-
-def preload_torchscript(package: ModelPackage) -> None:
-    """Import what an archive needs beside torch; see `evmp.model.preload`."""
-    if needs_torchvision(package.weights):
-        _import_torchvision(package.weights)
 
 
 def open_torchscript(
@@ -35,7 +27,7 @@ def open_torchscript(
 ) -> Model:
     """Load an archive for a device; see `evmp.model.open_model`."""
     set_threads(threads)
-    preload_torchscript(package)
+    register_operators(package.weights)
     module = _load(package.weights)
     return open_network(
         module,
@@ -53,11 +45,8 @@ def _load(file: Path) -> Any:
             warnings.simplefilter("ignore", DeprecationWarning)
             return torch.jit.load(str(file), map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
-        operator = re.search(r"Unknown builtin op: ([\w:]+)", str(error))
-        if operator:
-            message = f"needs the operator {operator[1]}, which torch {torch.__version__} lacks"
-        else:
-            message = f"torch {torch.__version__} cannot load it: {explain(error)}"
+        message = f"torch {torch.__version__} cannot load it: {explain(error)}"
+        message = lacking(error) or message
         raise ModelError(f"{file}: {message}") from error
 
 
@@ -75,14 +64,3 @@ def _takes_list(module: Any) -> bool:
     """Say whether a module takes a list of images for a batch, as torchvision's detectors do."""
     arguments = module.forward.schema.arguments
     return len(arguments) > 1 and str(arguments[1].type) == "List[Tensor]"
-
-
-def _import_torchvision(file: Path) -> None:
-    """Register torchvision's operators with torch."""
-    try:
-        import_module("torchvision")
-    except (ImportError, OSError, RuntimeError) as error:
-        raise ModelError(
-            f"{file}: needs torchvision's operators, but torchvision cannot be imported "
-            f"({explain(error)}); install the torchvision that belongs to torch {torch.__version__}"
-        ) from error
