@@ -73,34 +73,35 @@ class FetchError(Exception):
     """pip could not download the demo's packages."""
 
 
-def fetch(cache: Path = CACHE) -> Path:
-    """Download the packages of config/demo.txt, once.
+def fetch(cache: Path = CACHE, packages: Path | None = None) -> Path:
+    """Download the packages of a list, config/demo.txt or another such, once.
 
-    The folder is named by the list's digest and appears complete or not at all.
+    The folder is named by the list and its digest, and appears complete or not at all.
 
     Returns:
         The folder that holds the wheels.
     """
-    digest = hashlib.sha256(PACKAGES.read_bytes()).hexdigest()[:12]
-    wheels = cache / f"demo-{digest}"
+    packages = packages or PACKAGES
+    digest = hashlib.sha256(packages.read_bytes()).hexdigest()[:12]
+    wheels = cache / f"{packages.stem}-{digest}"
     if not wheels.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as fresh:
-            download(Path(fresh, "wheels"))
+            download(Path(fresh, "wheels"), packages)
             os.rename(Path(fresh, "wheels"), wheels)
     return wheels
 
 
-def download(folder: Path) -> None:
+def download(folder: Path, packages: Path) -> None:
     """Let pip download the wheels for one platform, so that each has one digest everywhere."""
     pip = [sys.executable, "-m", "pip", "download", "-qq", "--disable-pip-version-check"]
-    which = ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={PACKAGES}"]
+    which = ["--no-deps", "--only-binary=:all:", "--require-hashes", f"--requirement={packages}"]
     python = ["--implementation=cp", "--python-version=3.11", "--abi=cp311"]
     platform = [*python, "--platform=manylinux_2_28_x86_64"]
     done = subprocess.run([*pip, *which, *platform, f"--dest={folder}"])
     if done.returncode != 0:
         raise FetchError(
-            f"pip download of {PACKAGES} failed with exit code {done.returncode}, see above; "
+            f"pip download of {packages} failed with exit code {done.returncode}, see above; "
             "the first run needs a package index: check the network and `pip config list`"
         )
 
