@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cudastub
 import demo
 import numpy as np
 import pyarrow as pa
@@ -168,6 +169,19 @@ def tiny_network() -> Any:
         {"weight": torch.from_numpy(TINY_WEIGHT), "bias": torch.from_numpy(TINY_BIAS)}
     )
     return torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), linear)
+
+
+@pytest.fixture(scope="session")
+def torchvision(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """torchvision with its operators, here and in every process that is started from now on."""
+    import torch
+
+    if torch.version.cuda is None:
+        try:
+            cudastub.load_stubs(tmp_path_factory.mktemp("cuda"))
+        except (LookupError, OSError, subprocess.CalledProcessError) as error:
+            pytest.skip(f"torchvision has no operators here: {error}")
+    return pytest.importorskip("torchvision")
 
 
 @pytest.fixture(scope="session")

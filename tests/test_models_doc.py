@@ -85,9 +85,8 @@ def told(text: str | bytes) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize("model_type", [name for name in TEXTS if blocks(name, "python")])
 def test_every_export_gives_a_model_that_fits(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_type: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, torchvision: Any, model_type: str
 ) -> None:
-    pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
     from evmp.model import open_model
 
     monkeypatch.chdir(tmp_path)

@@ -367,21 +367,11 @@ def test_a_cat_is_nearer_to_the_rotated_cat_than_to_coffee(
     assert cat_ @ rotated_ > 0.6 > 0.4 > cat_ @ coffee
 
 
-@pytest.fixture(scope="module")
-def torchvision_models() -> Any:
-    """torchvision.models, where torchvision has its operators; PyPI's belongs to the CUDA build."""
-    try:
-        import torchvision
-    except (ImportError, OSError, RuntimeError) as error:
-        pytest.skip(f"torchvision cannot be imported: {error}")
-    return torchvision.models
-
-
 def test_torchvisions_faster_rcnn_gives_what_it_gives_by_itself(
-    predict: Callable[..., Any], photo: Photo, torchvision_models: Any
+    predict: Callable[..., Any], photo: Photo, torchvision: Any
 ) -> None:
     torch.manual_seed(0)
-    network = torchvision_models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
+    network = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn(
         weights=None,
         weights_backbone=None,
         num_classes=4,
@@ -417,10 +407,10 @@ def test_torchvisions_faster_rcnn_gives_what_it_gives_by_itself(
 
 
 def test_torchvisions_lraspp_gives_what_it_gives_by_itself(
-    predict: Callable[..., Any], photo: Photo, torchvision_models: Any
+    predict: Callable[..., Any], photo: Photo, torchvision: Any
 ) -> None:
     torch.manual_seed(0)
-    network = torchvision_models.segmentation.lraspp_mobilenet_v3_large(
+    network = torchvision.models.segmentation.lraspp_mobilenet_v3_large(
         weights=None, weights_backbone=None, num_classes=5
     ).eval()
     spec = {"resize": "stretch", "width": 96, "height": 64}
