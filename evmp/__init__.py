@@ -11,6 +11,7 @@ Where to read on, from the outside in:
 - `job`: the job file's schema; `rule` joins its keys, `value`, `setting` and `document` are what it
   is made of, `errors` is everything that can be wrong. All else takes a `Job`.
 - `pipeline`, `supervisor`, `stage`: which processes a worker has, who watches them, how they stop.
+- `placement`: which CPUs and GPUs they have.
 - `reader`, `decoder`, `predictor`, `writer`: the stages, in the order of the flow; `ring` between.
 - `engine`: what a predictor holds, a model and its head perhaps.
 - `source`, `image`, `model`, `head`, `sink`: rows, pixels, tensors, results; none knows the others.

@@ -14,7 +14,8 @@ from evmp import machine
 from evmp.child import call_in_child
 from evmp.ledger import Block
 from evmp.metrics import Board
-from evmp.pipeline import Worker, uses_gpu
+from evmp.pipeline import Worker
+from evmp.placement import uses_gpu
 from evmp.ring import Mark
 
 if TYPE_CHECKING:
@@ -53,7 +54,9 @@ def _first_batch(plan: Plan) -> str:
 def _describe(plan: Plan) -> list[str]:
     job, layout, spec = plan.job, plan.layout, plan.package.input
     size = f"{'up to ' * (spec.size == 'dynamic')}{spec.width} x {spec.height}"
-    device = "GPU" if uses_gpu(job) else f"CPU, {job.torch_threads} threads each"
+    device = f"CPU, {job.torch_threads} threads each"
+    if uses_gpu(job):
+        device = f"a GPU each, {job.predict_thread_num} batches in flight"
     n_blocks = -(-plan.source.n_rows // plan.block_rows)
     return [
         f"input        {job.input_table or job.input_oss_file}: {plan.source.n_rows} rows",

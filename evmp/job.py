@@ -175,7 +175,11 @@ class Job(BaseModel):
     )
     cpuRequired: Integer = _speed(1600, "CPUs of a worker; 100 is one", unit="1/100 CPU", ge=1)
     gpuRequired: Integer = _speed(
-        100, "GPUs of a worker; 100 is one, 0 runs on CPUs", unit="1/100 GPU", ge=0, le=10_000
+        100,
+        "GPUs of a worker; 100 is one, less shares one with other workers, 0 runs on CPUs",
+        unit="1/100 GPU",
+        ge=0,
+        le=10_000,
     )
     batch_size: Integer = _speed(1, "images the model gets at once", unit="rows", ge=1, le=65536)
     queue_size: Integer = _speed(
@@ -183,7 +187,10 @@ class Job(BaseModel):
     )
     preprocess_thread_num: Integer = _speed(4, "decoder processes of a worker", ge=1, le=1024)
     predict_thread_num: Integer = _speed(
-        2, "predictor processes of a worker on CPUs; a GPU has one process", ge=1, le=1024
+        2,
+        "predictor processes of a worker on CPUs; on a GPU, which has one, batches in flight",
+        ge=1,
+        le=1024,
     )
     torch_threads: Integer = _speed(
         1,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
@@ -43,14 +44,26 @@ def memory_bytes() -> int:
 
 
 def gpus() -> list[str]:
-    """Return the NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    present = sorted(int(path.name[6:]) for path in Path("/dev").glob("nvidia[0-9]*"))
+    """Return the NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    CUDA is not asked, since a process that has touched it must not fork. A part of a GPU (MIG) has
+    a name there, and counts as one; CUDA shows a process no more than one of them.
+    """
+    n_present = sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
-        return [str(index) for index in range(len(present))]
+        return [str(index) for index in range(n_present)]
     names = [name.strip() for name in visible.split(",") if name.strip()]
-    names = names[: names.index("-1")] if "-1" in names else names
-    return names[: len(present)]
+    # CUDA reads up to the first that is no device.
+    known = list(takewhile(lambda name: _is_gpu(name, n_present), names))
+    return known if any(name.startswith("MIG-") for name in known) else known[:n_present]
+
+
+def _is_gpu(name: str, n_present: int) -> bool:
+    """Say whether a name in CUDA_VISIBLE_DEVICES may be a device."""
+    if name.isdecimal():
+        return int(name) < n_present
+    return n_present > 0 and name.startswith(("GPU-", "MIG-"))
 
 
 def _available() -> int:

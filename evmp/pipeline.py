@@ -23,6 +23,7 @@ from evmp.errors import ConfigError, EvmpError, Interrupted
 from evmp.fit import Fit
 from evmp.ledger import Block, Ledger
 from evmp.metrics import Counter, Leave, Seat, State
+from evmp.placement import cpus_of, gpus_of, uses_gpu
 from evmp.predictor import Predictor
 from evmp.reader import Reader
 from evmp.ring import Mark, Ring
@@ -110,9 +111,9 @@ def plan_layout(job: Job, package: ModelPackage) -> Layout:
         ConfigError: when it would have too many processes, or not fit into memory.
     """
     n_decoders = job.preprocess_thread_num
-    n_predictors = job.predict_thread_num
+    n_predictors, n_in_flight = job.predict_thread_num, 1
     if uses_gpu(job):
-        n_predictors = len(gpus_of(job, 0)) or 1
+        n_predictors, n_in_flight = len(gpus_of(job, 0)) or 1, job.predict_thread_num
     if n_decoders + n_predictors > MAX_SEATS:
         raise ConfigError(
             f"a worker of {n_decoders} decoders and {n_predictors} predictors has too many "
@@ -120,7 +121,7 @@ def plan_layout(job: Job, package: ModelPackage) -> Layout:
         )
     batch = job.batch_size
     n_result_batches = job.queue_size // batch
-    wanted = 2 * n_predictors + 2 + -(-n_decoders // batch) + 32 // batch
+    wanted = (n_in_flight + 1) * n_predictors + 2 + -(-n_decoders // batch) + 32 // batch
     layout = Layout(
         n_decoders=n_decoders,
         n_predictors=n_predictors,
@@ -135,50 +136,6 @@ def plan_layout(job: Job, package: ModelPackage) -> Layout:
     )
     _check_memory(job, layout)
     return layout
-
-
-def uses_gpu(job: Job) -> bool:
-    """Return whether predictors get a GPU each."""
-    if job.device == "cpu" or job.gpuRequired == 0:
-        return False
-    return job.device == "cuda" or bool(machine.gpus())
-
-
-def shortages(job: Job) -> list[str]:
-    """Return what the job asks for, in so many words, and the machine does not have."""
-    lines = []
-    cpus, gpus = len(machine.cpus()), len(machine.gpus())
-    asked = job.model_fields_set
-    if "cpuRequired" in asked and job.cpuRequired * job.num_worker > 100 * cpus:
-        lines.append(
-            f"cpuRequired: {job.num_worker} workers ask for {job.cpuRequired / 100:g} CPUs each, "
-            f"there are {cpus}; they share them"
-        )
-    if "gpuRequired" in asked and job.gpuRequired * job.num_worker > 100 * gpus and uses_gpu(job):
-        lines.append(
-            f"gpuRequired: {job.num_worker} workers ask for {job.gpuRequired / 100:g} GPUs each, "
-            f"there are {gpus}; they share them"
-        )
-    return lines
-
-
-def gpus_of(job: Job, worker: int) -> list[str]:
-    """Return the GPUs of a worker, one for each of its predictors; workers may share one."""
-    all_gpus = machine.gpus() if uses_gpu(job) else []
-    if not all_gpus:
-        return []
-    n_whole = min(max(1, job.gpuRequired // 100), len(all_gpus))
-    first = worker * job.gpuRequired // 100
-    return [all_gpus[(first + i) % len(all_gpus)] for i in range(n_whole)]
-
-
-def cpus_of(job: Job, worker: int) -> list[int]:
-    """Return the CPUs of a worker: its own where there are enough for all, else every one."""
-    everyone = machine.cpus()
-    n_own = max(1, job.cpuRequired // 100)
-    if n_own * job.num_worker > len(everyone):
-        return everyone
-    return everyone[worker * n_own : (worker + 1) * n_own]
 
 
 def _check_memory(job: Job, layout: Layout) -> None:

@@ -22,7 +22,8 @@ from evmp.job import MENDING
 from evmp.ledger import Block, Commit, cut, differences, listed, shard
 from evmp.metrics import Board, Counter, Leave, Seat
 from evmp.model.package import ModelPackage, check_model_type, load_package
-from evmp.pipeline import Layout, Worker, plan_layout, shortages
+from evmp.pipeline import Layout, Worker, plan_layout
+from evmp.placement import shortages
 from evmp.progress import Display, Meter
 from evmp.report import Reasons, Report
 from evmp.sink import open_sink

@@ -27,7 +27,7 @@ LAYERS = [
     "ring",
     "head sink target report",
     "fit source model image video ledger metrics",
-    "storage",
+    "storage placement",
     "job",
     "rule",
     "value",

@@ -126,6 +126,10 @@ def test_limit_of_a_real_cgroup_is_seen(real_cgroup: Path) -> None:
         ("0, GPU-8f3a", ["0", "GPU-8f3a"]),
         ("0,-1,1", ["0"]),  # as CUDA reads it
         ("0,1,2", ["0", "1"]),
+        ("7,0", []),
+        ("first", []),
+        ("GPU-8f3a,GPU-90ab,GPU-1234", ["GPU-8f3a", "GPU-90ab"]),
+        ("MIG-1f,MIG-2e,MIG-GPU-8f3a/1/0", ["MIG-1f", "MIG-2e", "MIG-GPU-8f3a/1/0"]),
     ],
 )
 def test_gpus_are_those_that_may_be_seen(
@@ -139,3 +143,13 @@ def test_gpus_are_those_that_may_be_seen(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
 
     assert machine.gpus() == names
+
+
+@pytest.mark.parametrize("visible", ["0", "GPU-8f3a", "MIG-1f"])
+def test_no_gpu_is_seen_where_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    assert machine.gpus() == []
