@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evmp.head.box import corners, overlap, suppress
+from evmp.head.box import corners, from_distances, overlap, suppress
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,27 @@ def test_every_format_becomes_corners(form: str, box: list[float]) -> None:
 
     assert found.dtype == np.float64
     assert found.tolist() == [[10, 20, 40, 25], [0, 0, 0, 0]]
+
+
+def test_distances_start_at_the_centres_of_cells() -> None:
+    distances = np.zeros((6, 4), np.float32)
+    distances[0], distances[5] = (0.5, 0.25, 1, 2), (1, 1, 1, 1)
+
+    found = from_distances(distances, 3, 8)
+
+    assert found[0].tolist() == [0, 2, 12, 20]
+    assert found[1].tolist() == [12, 4, 12, 4]
+    assert found[5].tolist() == [12, 4, 28, 20]
+
+
+def test_distances_may_be_the_mean_of_bins() -> None:
+    bins = np.full((1, 4, 4), -50, np.float32)
+    bins[0, 0, 2] = bins[0, 1, 0] = bins[0, 2, 3] = 50
+    bins[0, 3, :2] = 1e4, 1e4
+
+    found = from_distances(bins.reshape(1, 16), 1, 10)
+
+    np.testing.assert_allclose(found, [[5 - 20, 5, 5 + 30, 5 + 5]])
 
 
 def test_overlap_is_intersection_over_union() -> None:

@@ -73,6 +73,30 @@ def test_scores_of_each_class_beside_the_boxes_say_the_same() -> None:
     assert found({"boxes": BOXES, "scores": one_hot()[:, 4:]}, labels=LABELS) == EXPECTED
 
 
+def distances() -> dict[str, np.ndarray]:
+    """The same boxes at strides of 8 and 16: which cells have them, and how far the sides are."""
+    row = {
+        name: np.zeros((n, width), np.float32)
+        for stride, n in ((8, 16), (16, 4))
+        for name, width in ((f"scores_{stride}", 3), (f"distances_{stride}", 4))
+    }
+    centres = np.float32([[4, 4], [24, 24], [20, 4]])
+    for number, (stride, cell) in enumerate([(8, 0), (16, 3), (8, 2)]):
+        sides = np.concatenate([centres[number] - BOXES[number, :2], BOXES[number, 2:]])
+        sides[2:] -= centres[number]
+        row[f"scores_{stride}"][cell, CLASSES[number]] = SCORES[number]
+        row[f"distances_{stride}"][cell] = sides / stride
+    return row
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_distances_at_many_strides_say_the_same(transposed: bool) -> None:
+    boxes = {"layout": "distances", "strides": [8, 16], "transposed": transposed}
+    row = {name: it.T if transposed else it for name, it in distances().items()}
+
+    assert found(row, boxes=boxes, labels=LABELS) == EXPECTED
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_one_score_without_classes_is_of_one_class(transposed: bool) -> None:
     boxes = BOXES.T if transposed else BOXES
@@ -323,6 +347,17 @@ def test_a_class_without_a_label_fails_the_row() -> None:
         ),
         ({"0": np.float32(1)}, {"layout": "box_classes"}, "expected"),
         ({"a": BOXES, "b": BOXES}, {"layout": "box_classes"}, "or one of them called boxes"),
+        (
+            {**distances(), "distances_16": np.zeros((4, 6), np.float32)},
+            {"layout": "distances", "strides": [8, 16]},
+            r"scores_16 of \(1, 4, C\) and distances_16 of \(1, 4, 4 \* K\)",
+        ),
+        (
+            {**distances(), "scores_16": np.zeros((4, 2), np.float32)},
+            {"layout": "distances", "strides": [8, 16]},
+            "expected one C for all strides",
+        ),
+        (distances(), {"layout": "distances"}, r"scores_32 of \(1, 1, C\)"),
     ],
 )
 def test_what_is_no_detection_is_refused(

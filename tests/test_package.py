@@ -231,6 +231,10 @@ def test_what_a_feature_does_not_need_is_refused(tmp_path: Path, output: str, me
             "boxes.across_classes: set without iou_threshold, expected an iou",
         ),
         ("layout: box_score_class, background_last: true", "expected only where classes have col"),
+        ("strides: [4, 8]", "boxes.strides: set with layout: separate, expected only with distan"),
+        ("layout: distances, unit: fraction", "boxes.unit: set with layout: distances, expected o"),
+        ("layout: distances, strides: [8, 8]", "boxes.strides: got [8, 8], expected names that d"),
+        ("layout: distances, strides: []", "boxes.strides: got [], expected a list"),
         ("iou_threshold: 0", "boxes.iou_threshold: got 0, expected a number above 0, at most 1"),
     ],
 )

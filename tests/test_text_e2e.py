@@ -1,8 +1,8 @@
-"""Models of text by the real command: PP-OCRv4 against the code that comes with it."""
+"""Models of documents by the real command: PP-OCRv4 and PicoDet against the code they come with."""
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import io
 import sys
 import zipfile
@@ -58,6 +58,21 @@ RECOGNIZER: dict[str, Any] = {
 }
 
 
+LAYOUT: dict[str, Any] = {
+    "model_type": "detector",
+    "weights": "layout_cdla.onnx",
+    "input": {"height": 800, "width": 608, "resize": "stretch"},
+    "output": {
+        "names": {
+            **{f"transpose_{2 * n}.tmp_0": f"scores_{8 << n}" for n in range(4)},
+            **{f"transpose_{2 * n + 1}.tmp_0": f"distances_{8 << n}" for n in range(4)},
+        },
+        "labels": "labels.txt",
+        "boxes": {"layout": "distances", "score_threshold": 0.5, "iou_threshold": 0.5},
+    },
+}
+
+
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what is in the wheels of tests/models.txt."""
@@ -78,16 +93,16 @@ def rapidocr(unpacked: Path) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def models(unpacked: Path) -> Path:
-    """A folder with the packages `detector` and `recognizer`, PP-OCRv4's."""
+    """A folder with PP-OCRv4's packages `detector` and `recognizer`, and PicoDet's, `layout`."""
     folder = unpacked / "packages"
-    for name, spec in (("detector", DETECTOR), ("recognizer", RECOGNIZER)):
+    for name, spec in (("detector", DETECTOR), ("recognizer", RECOGNIZER), ("layout", LAYOUT)):
         (folder / name).mkdir(parents=True)
-        weights = folder / name / spec["weights"]
-        weights.symlink_to(unpacked / "rapidocr_onnxruntime" / "models" / spec["weights"])
+        (weights,) = unpacked.glob(f"*/models/{spec['weights']}")
+        (folder / name / spec["weights"]).symlink_to(weights)
         (folder / name / "model.yaml").write_text(yaml.safe_dump(spec))
-    session = onnxruntime.InferenceSession(weights)
-    characters = session.get_modelmeta().custom_metadata_map["character"]
-    (folder / "recognizer" / "characters.txt").write_text(characters)
+        names = onnxruntime.InferenceSession(weights).get_modelmeta().custom_metadata_map
+        if file := spec["output"].get("labels"):
+            (folder / name / file).write_text(names["character"])
     return folder
 
 
@@ -150,3 +165,35 @@ def test_pp_ocr_reads_what_its_own_code_reads(
         # Its code pads lines to the widest of six, which changes where the model sees a space.
         assert result["sequence_predict_text"].replace(" ", "") == text.replace(" ", "")
         assert result["sequence_probability"] == pytest.approx(probability, abs=0.03)
+
+
+def test_picodet_finds_the_blocks_of_a_page_that_its_own_code_finds(
+    job: JobFolder,
+    make_table: Callable[..., Path],
+    models: Path,
+    unpacked: Path,
+    pages: list[np.ndarray],
+) -> None:
+    code = unpacked / "rapid_layout" / "model_handler" / "pp" / "post_process.py"
+    spec = importlib.util.spec_from_file_location("post_process", code)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make_table(job.path / "in.parquet", [png(page) for page in pages])
+
+    rows = job.do(model_path=str(models / "layout"), model_type="detector", torch_threads=2)
+
+    session = onnxruntime.InferenceSession(models / "layout" / LAYOUT["weights"])
+    labels = (models / "layout" / "labels.txt").read_text().split()
+    for row, page in zip(rows, pages, strict=True):
+        image = np.asarray(Image.fromarray(page).resize((608, 800), Image.Resampling.BILINEAR))
+        planes = ((image / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)).transpose(2, 0, 1)
+        planes = planes[None].astype(np.float32)
+        boxes, scores, names = module.PPPostProcess(labels, 0.5, 0.5)(
+            page.shape[:2], planes, session.run(None, {"image": planes})
+        )
+        order = np.argsort(scores)[::-1]
+        result = row["prediction_result"]
+        expected = np.array(boxes)[order][:, [1, 0, 3, 2]]
+        np.testing.assert_allclose(result["detection_boxes"], expected, atol=1.5)
+        np.testing.assert_allclose(result["detection_scores"], np.sort(scores)[::-1], atol=0.02)
+        assert result["detection_class_names"] == [names[n] for n in order]

@@ -33,6 +33,28 @@ def corners(boxes: np.ndarray[Any, Any], form: str) -> Boxes:
     return np.stack([a, b, c, d], axis=1)
 
 
+def from_distances(distances: np.ndarray[Any, Any], columns: int, stride: int) -> Boxes:
+    """Turn distances from the centres of a grid's cells into corners.
+
+    Args:
+        distances: (N, 4 * K), for each cell, row by row, to the left, top, right and bottom side,
+            in strides; where K is more than 1 as the scores of 0 to K - 1, whose mean counts.
+        columns: cells of a row.
+        stride: pixels of the input from cell to cell.
+
+    Returns: (N, 4) float64.
+    """
+    parts = distances.astype(np.float64).reshape(len(distances), 4, -1)
+    n_bins = parts.shape[2]
+    if n_bins > 1:
+        powers = np.exp(parts - parts.max(axis=2, keepdims=True))
+        parts = powers @ np.arange(n_bins)[:, None] / powers.sum(axis=2, keepdims=True)
+    rows, columns_ = np.divmod(np.arange(len(distances)), columns)
+    centres = np.stack([columns_, rows], axis=1) + 0.5
+    sides = [centres - parts[:, :2, 0], centres + parts[:, 2:, 0]]
+    return np.concatenate(sides, axis=1) * stride
+
+
 def suppress(
     boxes: Boxes,
     scores: np.ndarray[Any, Any],

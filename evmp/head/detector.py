@@ -46,7 +46,8 @@ class Detector:
         self._names: tuple[str, ...] = ()
 
     def check(self, outputs: Outputs) -> None:
-        raw = take_apart(outputs[0], self._spec)
+        spec = self._package.input
+        raw = take_apart(outputs[0], self._spec, (spec.height, spec.width))
         if raw.labels is None:
             self._names = self._names_of(raw)
         elif self._package.labels:
@@ -72,7 +73,7 @@ class Detector:
             )
 
     def _result(self, row: Row, height: int, width: int) -> bytes:
-        raw = take_apart(row, self._spec)
+        raw = take_apart(row, self._spec, self._fit.size_of(height, width))
         scores, classes = self._judge(raw)
         sure = (scores >= np.float32(self._spec.score_threshold)) & (classes >= 0)
         boxes = self._into_image(raw.boxes[sure], height, width)

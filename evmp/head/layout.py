@@ -1,12 +1,14 @@
 """The layouts in which detectors give their boxes, taken apart into one.
 
 `output.boxes.layout` of model.yaml names them. `separate` is what torchvision's detectors return,
-and, padded, most that end in a suppression of their own; the others are single tensors, as the YOLO
-family has them. Nothing is computed here: boxes and scores stay in the model's own terms.
+and, padded, most that end in a suppression of their own; `distances` are the bare heads of PicoDet,
+NanoDet and the like; the others are single tensors, as the YOLO family has them. Scores stay in the
+model's own terms, and so do boxes, but that distances become corners.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ import numpy as np
 
 from evmp.errors import ModelError
 from evmp.head.array import Array, Row, check_finite, pick, shapes_of
+from evmp.head.box import from_distances
 
 if TYPE_CHECKING:
     from evmp.model.package import ModelBoxes
@@ -37,14 +40,19 @@ class Raw:
     """That of the output with the columns of `scores`, as the model gave it."""
 
 
-def take_apart(row: Row, spec: ModelBoxes) -> Raw:
+def take_apart(row: Row, spec: ModelBoxes, size: tuple[int, int]) -> Raw:
     """Return what the outputs say of one image.
+
+    Args:
+        size: (height, width) of the model's input.
 
     Raises:
         ModelError: they are not of the layout, or have other shapes.
     """
     if spec.layout == "separate":
         return _separate(row, spec)
+    if spec.layout == "distances":
+        return _distances(row, spec, size)
     found = pick(row, "boxes", "the boxes with their scores")
     table = found.T if spec.transposed else found
     if spec.layout == "box_score_class":
@@ -78,6 +86,31 @@ def _separate(row: Row, spec: ModelBoxes) -> Raw:
     is_wide = scores.shape[1] > spec.background_last
     _expect(is_wide, row, spec, "scores of (1, N, classes)")
     return Raw(boxes[:count], scores[:count], shape=row["scores"].shape)
+
+
+def _distances(row: Row, spec: ModelBoxes, size: tuple[int, int]) -> Raw:
+    boxes, scores = [], []
+    for stride in spec.strides:
+        names = f"scores_{stride}", f"distances_{stride}"
+        found = [row.get(name, np.empty(0)) for name in names]
+        grades, distances = [it.T if spec.transposed else it for it in found]
+        n_rows, n_columns = (math.ceil(side / stride) for side in size)
+        n = n_rows * n_columns
+        is_fit = (
+            grades.ndim == distances.ndim == 2
+            and len(grades) == len(distances) == n
+            and grades.shape[1] > spec.background_last
+            and distances.shape[1] > 0
+            and distances.shape[1] % BOX == 0
+        )
+        _expect(is_fit, row, spec, f"{names[0]} of (1, {n}, C) and {names[1]} of (1, {n}, 4 * K)")
+        scores.append(grades)
+        boxes.append(from_distances(distances, n_columns, stride))
+    _expect(len({it.shape[1] for it in scores}) == 1, row, spec, "one C for all strides")
+    table = np.concatenate(scores)
+    return Raw(
+        np.concatenate(boxes), table, shape=table.T.shape if spec.transposed else table.shape
+    )
 
 
 def count_of(row: Row, n: int) -> int:

@@ -122,6 +122,10 @@ ClassNumber = Annotated[Integer, Field(ge=-1_000_000, le=1_000_000)]
 ClassNumbers = Annotated[
     tuple[ClassNumber, ...], BeforeValidator(_triple), AfterValidator(_distinct)
 ]
+Stride = Annotated[Integer, Field(ge=1, le=1024)]
+Strides = Annotated[
+    tuple[Stride, ...], Field(min_length=1), BeforeValidator(_triple), AfterValidator(_distinct)
+]
 Label = Annotated[str, Field(min_length=1)]
 Labels = Annotated[InnerFile | tuple[Label, ...], BeforeValidator(_triple)]
 OutputNames = Annotated[
@@ -227,10 +231,18 @@ class ModelBoxes(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layout: Literal["separate", "box_classes", "box_objectness_classes", "box_score_class"] = key(
+    layout: Literal[
+        "separate", "box_classes", "box_objectness_classes", "box_score_class", "distances"
+    ] = key(
         BOXES,
         "separate",
-        "what holds boxes, scores and classes: outputs of their own, or the columns of one",
+        "what holds boxes, scores and classes: outputs of their own, the columns of one, or for "
+        "each stride an output of scores and one of distances",
+    )
+    strides: Strides = key(
+        BOXES,
+        (8, 16, 32, 64),
+        "the pixels of the input from cell to cell, with `layout: distances`",
     )
     transposed: Truth = key(
         BOXES, False, "the boxes are along the last axis, (4 + classes, N) for (N, 4 + classes)"
@@ -391,6 +403,12 @@ def _box_clashes(boxes: ModelBoxes) -> Iterator[Clash]:
     if boxes.background_last and boxes.layout == "box_score_class":
         message = "set with layout: box_score_class, expected only where classes have columns"
         yield Clash(("output.boxes.background_last",), message)
+    is_distances = boxes.layout == "distances"
+    for name in ("format", "unit") if is_distances else ("strides",):
+        if getattr(boxes, name) != ModelBoxes.model_fields[name].default:
+            expected = "with another layout" if is_distances else "with distances"
+            message = f"set with layout: {boxes.layout}, expected only {expected}"
+            yield Clash((f"output.boxes.{name}",), message)
 
 
 def _text_clashes(spec: ModelFile) -> Iterator[Clash]:
