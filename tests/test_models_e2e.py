@@ -7,6 +7,7 @@ by `Fit`, which test_fit.py holds against Pillow.
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
@@ -294,6 +295,94 @@ def test_what_is_seen_in_a_photograph_is_found_there(
         pixel = max(height / spec["height"], width / spec["width"], 1)
         np.testing.assert_allclose(result["detection_boxes"], [expected], atol=1.5 * pixel)
         assert result["detection_class_names"] == ["1"]
+
+
+class Stripes(nn.Module):
+    """Reads the colours of upright stripes: for each 8 columns dark, red, green or blue."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        colours = nn.functional.avg_pool2d(x, (32, 8)).squeeze(2)
+        dark = torch.full_like(colours[:, :1], 0.5)
+        return torch.cat([dark, colours], 1).transpose(1, 2) * 9
+
+
+def striped(text: str, height: int) -> np.ndarray:
+    """A picture of stripes, each half as wide as high; ` ` is dark."""
+    colours = {" ": (0, 0, 0), "r": (255, 0, 0), "g": (0, 255, 0), "b": (0, 0, 255)}
+    row = np.repeat([colours[it] for it in text], height // 2, axis=0)
+    return np.repeat(row[None], height, axis=0).astype(np.uint8)
+
+
+def test_every_number_of_a_line_that_is_read(predict: Callable[..., Any]) -> None:
+    spec = {
+        "size": "dynamic",
+        "width": 320,
+        "min_height": 32,
+        "min_width": 64,
+        "multiple_of": 16,
+        "resize": "letterbox",
+        "align": "start",
+    }
+    lines = [("rgb", 32), ("r rg bb g", 64), ("    ", 90), ("bgbgrrrrbg bg b", 16), ("b", 200)]
+    images = [striped(*line) for line in lines]
+
+    results = predict(
+        images, "text_recognizer", Stripes(), input=spec, output={"labels": ["r", "g", "b"]}
+    )
+
+    for result, image, (text, _) in zip(results, images, lines, strict=True):
+        planes = input_of(image, spec)
+        colours = planes.reshape(3, 32, -1, 8).mean((1, 3)).T
+        powers = np.exp(np.hstack([np.full((len(colours), 1), 0.5), colours]) * 9)
+        steps = powers.argmax(1)
+        first = np.flatnonzero((steps > 0) & (steps != np.append(-1, steps[:-1])))
+        assert planes.shape[1:] == (32, max(64, 16 * len(text)))
+        assert result["sequence_predict_ids"] == steps[first].tolist()
+        assert result["sequence_predict_text"] == re.sub(r"(.)\1+", r"\1", text).replace(" ", "")
+        expected = (powers.max(1) / powers.sum(1))[first].mean() if len(first) else 0
+        assert result["sequence_probability"] == pytest.approx(expected, abs=1e-5)
+
+
+class Speller(nn.Module):
+    """Finds what is red, as a line that says `re`, end, and nothing more."""
+
+    def forward(self, x: Tensor) -> list[dict[str, Tensor]]:
+        found: list[dict[str, Tensor]] = []
+        for image in x.unbind():
+            red = ((image[0] - image[1]) > 0.5).nonzero()
+            points = torch.zeros(0, 4, 2)
+            if len(red) > 0:
+                top, left = red.min(0)[0].unbind()
+                bottom, right = (red.max(0)[0] + 1).unbind()
+                corners = [left, top, right, top, right, bottom, left, bottom]
+                points = torch.stack(corners).float().reshape(1, 4, 2)
+            texts = torch.tensor([[1, 2, 0, 2]]).repeat(len(points), 1)
+            scores = torch.full([len(points)], 0.75)
+            found.append({"points": points, "scores": scores, "texts": texts})
+        return found
+
+
+def test_a_line_that_is_spotted_is_where_it_is_in_the_photograph(
+    predict: Callable[..., Any], photo: Photo
+) -> None:
+    spec = {"size": "dynamic", "resize": "letterbox", "width": 320, "height": 256}
+    sizes = [(480, 640), (640, 480), (211, 307), (300, 1600)]
+    images, boxes = zip(*(painted(photo("camera"), size) for size in sizes), strict=True)
+    output = {"labels": ["r", "e", "d"], "text": {"decoding": "tokens"}}
+
+    none, *results = predict(
+        [png(photo("camera")), *images], "text_spotter", Speller(), input=spec, output=output
+    )
+
+    assert none == {name: [] for name in none} and len(none) == 8
+    for result, expected, (height, width) in zip(results, boxes, sizes, strict=True):
+        pixel = max(height / spec["height"], width / spec["width"], 1)
+        top, left, bottom, right = expected
+        points = [[top, left], [top, right], [bottom, right], [bottom, left]]
+        np.testing.assert_allclose(result["detection_boxes"], [expected], atol=1.5 * pixel)
+        np.testing.assert_allclose(result["detection_keypoints"], [points], atol=1.5 * pixel)
+        assert result["detection_texts"] == ["re"] and result["detection_texts_ids"] == [[1, 2]]
+        assert result["detection_scores"] == result["detection_texts_scores"] == [0.75]
 
 
 # --- what is refused ------------------------------------------------------------------------------
