@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import errno
 import hashlib
 import io
 import os
@@ -21,7 +22,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -83,13 +84,21 @@ def fetch(cache: Path = CACHE, packages: Path | None = None) -> Path:
     """
     packages = packages or PACKAGES
     digest = hashlib.sha256(packages.read_bytes()).hexdigest()[:12]
-    wheels = cache / f"{packages.stem}-{digest}"
-    if not wheels.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as fresh:
-            download(Path(fresh, "wheels"), packages)
-            os.rename(Path(fresh, "wheels"), wheels)
-    return wheels
+    return kept(cache / f"{packages.stem}-{digest}", lambda folder: download(folder, packages))
+
+
+def kept(folder: Path, make: Callable[[Path], None]) -> Path:
+    """Return a folder that `make` makes where it is missing; it appears complete or not at all."""
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as fresh:
+            make(Path(fresh, folder.name))
+            try:
+                os.rename(Path(fresh, folder.name), folder)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise  # else another process was faster
+    return folder
 
 
 def download(folder: Path, packages: Path) -> None:

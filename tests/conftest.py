@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import functools
 import hashlib
 import io
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip("needs a GPU")
 
 
-@functools.cache
+@cache
 def has_cuda() -> bool:
     """Ask in a process of its own: a process that has touched CUDA can no longer fork."""
     code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
@@ -252,12 +251,7 @@ def undisturbed_job(
 def real_model(wheels: Path) -> Path:
     """The folder of the demo's model, EfficientNet-Lite0; traced once, then kept in .cache/."""
     source = hashlib.sha256(Path(demo.__file__).read_bytes()).hexdigest()[:12]
-    folder = wheels.parent / f"model-{source}"
-    if not folder.is_dir():
-        with tempfile.TemporaryDirectory(dir=wheels.parent) as fresh:
-            demo.build_model(wheels, Path(fresh, "model"))
-            os.rename(Path(fresh, "model"), folder)
-    return folder
+    return demo.kept(wheels.parent / f"model-{source}", partial(demo.build_model, wheels))
 
 
 @pytest.fixture(scope="session")
