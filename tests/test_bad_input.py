@@ -200,8 +200,8 @@ def write_weights(folder: Path, weights: Any) -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (b"not a model", "no TorchScript archive (starts with 'not a model')"),
-        (b"", "an empty file, expected a TorchScript archive"),
+        (b"not a model", "no TorchScript archive and no ONNX model (starts with 'not a model')"),
+        (b"", "an empty file, expected a TorchScript or torch.export archive"),
         ({"weight": torch.zeros(3)}, "a checkpoint written by torch.save (a state_dict, say)"),
         (torch.nn.Identity(), "the model returned (1, 3, 32, 32) for an image, expected (1, cl"),
         (

@@ -119,7 +119,7 @@ def test_check_finds_what_a_run_would_find(table_job: JobFolder) -> None:
 
     assert done.returncode == 3
     assert done.stdout == ""
-    assert "expected a directory or a *.pt file" in done.stderr
+    assert "expected a directory or a *.pt, *.pt2 or *.onnx file" in done.stderr
 
 
 def test_bug_is_70_and_says_that_it_is_one(table_job: JobFolder) -> None:

@@ -136,7 +136,7 @@ class Place:
     def run(self) -> Callable[[], object]:
         """Return what runs the job, which finds every row committed."""
         package: Any = SimpleNamespace(
-            input=SimpleNamespace(height=32, width=32), weights=Path(os.devnull)
+            input=SimpleNamespace(height=32, width=32), files=[Path(os.devnull)]
         )
         plan = Plan(
             job=self.job,
