@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +55,7 @@ def measure(work: str, n_rows: int, folder: str) -> dict[str, float]:
     evmp_job.prepare(task)
     Path(folder, "job.yaml").write_text(json.dumps(evmp_job.job_of(task)))
     plan = make_plan(load_job(f"{folder}/job.yaml", []))
-    batches = -(-n_rows // plan.layout.batch_rows)
-    layout = replace(
-        plan.layout,
-        n_payloads=batches * plan.layout.batch_rows,
-        n_pixel_batches=batches,
-        n_result_batches=batches,
-    )
+    layout = plan.layout.holding(n_rows)
     seats, ledger = Board(layout.roles, 1).workers[0], plan.target.ledger
     ledger.open({})
     worker = Worker(0, plan.job, plan.package, layout, ledger, plan.source.keys, seats, list)

@@ -12,15 +12,33 @@ Where to read on, from the outside in:
   is made of, `errors` is everything that can be wrong. All else takes a `Job`.
 - `pipeline`, `supervisor`, `stage`: which processes a worker has, who watches them, how they stop.
 - `placement`: which CPUs and GPUs they have.
-- `reader`, `decoder`, `predictor`, `writer`: the stages, in the order of the flow; `ring` between.
-- `engine`: what a predictor holds, a model and its head perhaps.
+- `reader`, `decoder`, `processor`, `predictor`, `writer`: the stages, in the order of the flow;
+  `ring` between, which holds `sample`s where users' code takes part.
+- `engine`, `sampleengine`: what a predictor holds, a model and its head perhaps.
 - `source`, `image`, `model`, `head`, `sink`: rows, pixels, tensors, results; none knows the others.
+- `interface`, `custom`, `resource`, `result`, `outputdir`: users' code, and what it gives.
 - `ledger`, `publish`: what is done and stays done, and how it becomes the output in one step.
 - `_native`: the C extension with Base64, resize and the ring.
 
-This module imports nothing, so that `import evmp` costs the supervising process nothing.
+Users' code imports PredictorInterface, PredictorInterfaceV2 and Process from here. This module
+imports nothing before they are asked for, so that `import evmp` costs the supervising process
+nothing.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from evmp.interface import PredictorInterface, PredictorInterfaceV2, Process
+
+__all__ = ["PredictorInterface", "PredictorInterfaceV2", "Process", "__version__"]
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("evmp.interface"), name)
+    raise AttributeError(f"module 'evmp' has no attribute {name!r}")

@@ -6,13 +6,16 @@ stages run.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+import signal
+import tempfile
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evmp import machine
 from evmp.child import call_in_child
-from evmp.ledger import Block
+from evmp.ledger import Block, Ledger
 from evmp.metrics import Board
 from evmp.pipeline import Worker
 from evmp.placement import uses_gpu
@@ -36,39 +39,66 @@ def check_job(plan: Plan) -> str:
 def _first_batch(plan: Plan) -> str:
     """Put the first rows through every stage, one after the other, in this process."""
     n_rows = min(plan.source.n_rows, plan.layout.batch_rows)
-    # One stage runs after the other here, so the first ring must hold the whole batch.
-    layout = replace(plan.layout, n_payloads=plan.layout.batch_rows + 1)
+    # One stage runs after the other here, so each ring must hold the whole batch.
+    layout = plan.layout.holding(n_rows)
     seats = Board(layout.roles, 1).workers[0]
-    worker = Worker(
-        0, plan.job, plan.package, layout, plan.target.ledger, plan.source.keys, seats, list
-    )
-    results = worker.rehearse([Block(0, n_rows)])
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder))
+        ledger.open({})
+        worker = Worker(
+            0,
+            plan.job.model_copy(update={"output_dir": folder}),
+            plan.package,
+            layout,
+            ledger,
+            plan.source.keys,
+            seats,
+            list,
+            code=plan.unpack_code(Path(folder)),
+        )
+        signal.alarm(math.ceil(plan.job.stall_timeout_seconds))  # no supervisor looks after it
+        results = worker.rehearse([Block(0, n_rows)])
+        signal.alarm(0)
     if n_rows == 0:
         return "none: the input is empty"
     header = results.header(0)
-    text = bytes(results.data(0)).decode()
+    text = bytes(results.data(0)).decode().replace(folder, plan.job.output_dir)
     text = text if len(text) <= 300 else text[:297] + "..."
     return f"FAILED: {text}" if header.mark == Mark.ERROR else text
 
 
 def _describe(plan: Plan) -> list[str]:
-    job, layout, spec = plan.job, plan.layout, plan.package.input
-    size = f"{'up to ' * (spec.size == 'dynamic')}{spec.width} x {spec.height}"
+    job, layout = plan.job, plan.layout
     device = f"CPU, {job.torch_threads} threads each"
     if uses_gpu(job):
         device = f"a GPU each, {job.predict_thread_num} batches in flight"
+    processes = "".join(
+        f"{process.num_threads} x {process.user_process_cls}, "
+        for process in job.user_process_config
+    )
+    before = layout.hops[-2]
     n_blocks = -(-plan.source.n_rows // plan.block_rows)
     return [
         f"input        {job.input_table or job.input_oss_file}: {plan.source.n_rows} rows",
-        f"model        {plan.package.weights}: {job.model_type}, {size}, {spec.resize}, "
-        f"{spec.interpolation}",
+        f"model        {_describe_model(plan)}",
         f"output       {plan.target.path}",
         f"blocks       {n_blocks} of up to {plan.block_rows} rows",
         f"workers      {job.num_worker}, each 1 reader, {layout.n_decoders} decoders, "
-        f"{layout.n_predictors} predictors ({device}), 1 writer",
-        f"batches      {layout.batch_rows} rows; {layout.n_pixel_batches} in the pixel ring, "
+        f"{processes}{layout.n_predictors} predictors ({device}), 1 writer",
+        f"batches      {layout.batch_rows} rows; {before.n_batches} in the ring before the model, "
         f"{job.queue_size} rows in flight",
         f"memory       {layout.memory_bytes * job.num_worker >> 20} MiB shared, at least "
         f"{layout.process_bytes * job.num_worker >> 20} MiB of the processes' own, of "
         f"{(job.memory_limit_bytes or machine.memory_bytes()) >> 20} MiB free",
     ]
+
+
+def _describe_model(plan: Plan) -> str:
+    if plan.package is None:
+        return f"{plan.job.model_path}: {plan.job.model_type}, {plan.job.user_predictor_cls}"
+    spec = plan.package.input
+    size = f"{'up to ' * (spec.size == 'dynamic')}{spec.width} x {spec.height}"
+    return (
+        f"{plan.package.weights}: {plan.job.model_type}, {size}, {spec.resize}, "
+        f"{spec.interpolation}"
+    )

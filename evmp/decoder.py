@@ -2,14 +2,19 @@
 
 One memory pass: Base64 into reused scratch, JPEG into reused scratch, resized into the row's place
 in the batch. A row that cannot be decoded gets its error as its result, and passes on as EMPTY.
+
+For users' code the row becomes a sample instead, with images at their own size: `{"image": array}`,
+or all members of a JSON line, with those that name a file opened.
 """
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -18,15 +23,18 @@ from evmp.errors import DecodeError
 from evmp.image import Frame, ImageDecoder
 from evmp.metrics import Counter, Seat
 from evmp.ring import POPULATED_BYTES, Header, Mark, Ring
+from evmp.sample import Sample, SampleTooLarge, pack
 from evmp.source import Kind
 from evmp.source.location import local_path
 from evmp.stage import claims, put_failure
+from evmp.value import scheme
 
 if TYPE_CHECKING:
     from evmp.fit import Fit
     from evmp.job import Job
 
 KEEP_BYTES: Final = 1 << 20  # memory that a slot may keep after a large payload
+IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 class FetchError(Exception):
@@ -38,7 +46,7 @@ class Decoder:
 
     Args:
         job: limits and options.
-        fit: how an image becomes the model's input.
+        fit: how an image becomes the model's input; None hands samples on.
         payload, pixels, results: the rings around it.
         seat, number: where to count, and as whom to claim.
     """
@@ -46,7 +54,7 @@ class Decoder:
     def __init__(
         self,
         job: Job,
-        fit: Fit,
+        fit: Fit | None,
         payload: Ring,
         pixels: Ring,
         results: Ring,
@@ -61,14 +69,14 @@ class Decoder:
         self._fetch: dict[int, Callable[[memoryview], memoryview]] = {
             Kind.BASE64: self._decode_base64,
             Kind.PATH: lambda payload: self._read_file(str(payload, "utf-8")),
-            Kind.SAMPLE: self._read_sample,
+            Kind.SAMPLE: lambda payload: self._read_image(orjson.loads(payload)),
         }
 
     def open(self) -> None:
         """Make the decoder, and fault the memory in."""
         self._decoder = ImageDecoder(self._job.max_image_pixels, fast=self._job.fast_decode)
         self._payload.populate(POPULATED_BYTES)
-        self._pixels.populate(self._pixels.row_bytes)
+        self._pixels.populate(self._pixels.row_bytes if self._fit else 1)
 
     def run(self) -> None:
         """Decode until the payload ring has drained."""
@@ -90,10 +98,15 @@ class Decoder:
         self._pixels.skip(n, header.row)
 
     def _decode(self, n: int, header: Header) -> None:
-        data = self._fetch[header.kind](self._payload.data(n))
-        frame: Frame = self._decoder.decode(data, *self._fit.enough)
-        self._fit.into(frame, self._pixels.payload(n))
-        self._pixels.set_header(n, Header(header.row, height=frame.height, width=frame.width))
+        payload, place = self._payload.data(n), self._pixels.payload(n)
+        if self._fit is None:
+            made = Header(header.row, length=self._pack(header.kind, payload, place))
+        else:
+            data = self._fetch[header.kind](payload)
+            frame: Frame = self._decoder.decode(data, *self._fit.enough)
+            self._fit.into(frame, place)
+            made = Header(header.row, height=frame.height, width=frame.width)
+        self._pixels.set_header(n, made)
         self._pixels.commit(n)
         self._seat.add(Counter.ROWS, 1)
         self._seat.add(Counter.BYTES, header.length)
@@ -101,6 +114,36 @@ class Decoder:
     def _fail(self, n: int, header: Header, stage: str, message: str) -> None:
         put_failure(self._results, n, header.row, stage, message)
         self._seat.add(Counter.FAILED, 1)
+
+    # --- samples ------------------------------------------------------------------------------
+
+    def _pack(self, kind: int, payload: memoryview, place: memoryview) -> int:
+        """Write a row's sample to its place. Returns how many bytes it takes."""
+        if kind == Kind.SAMPLE:
+            sample = {name: self._member(name, it) for name, it in orjson.loads(payload).items()}
+        else:
+            sample = {"image": self._decoder.decode(self._fetch[kind](payload)).pixels}
+        try:
+            return pack([sample], place)
+        except SampleTooLarge as error:
+            raise DecodeError(f"{error}; raise max_row_bytes or max_image_pixels") from None
+
+    def _member(self, name: str, value: Any) -> Any:
+        """Return what a member of a JSON line stands for: an image, a file, or itself."""
+        if not isinstance(value, str):
+            return value
+        is_image = PurePosixPath(value).suffix.lower() in IMAGE_SUFFIXES
+        if not (is_image or name == "image" or scheme(value) or os.path.isfile(value)):
+            return value
+        try:
+            data = self._read_file(local_path(value))
+            if is_image or name == "image":
+                return self._decoder.decode(data).pixels.copy()
+            return io.BytesIO(data)
+        except (ValueError, FetchError) as error:
+            raise FetchError(f"{name}: {error}") from None
+        except DecodeError as error:
+            raise DecodeError(f"{name}: {error}") from None
 
     # --- where the bytes of an image come from ------------------------------------------------
 
@@ -120,8 +163,7 @@ class Decoder:
             raise DecodeError(f"not Base64: {error}{remedy}") from None
         return memoryview(self._scratch)[:length]
 
-    def _read_sample(self, payload: memoryview) -> memoryview:
-        sample = orjson.loads(payload)
+    def _read_image(self, sample: Sample) -> memoryview:
         path = sample.get("image")
         if not isinstance(path, str) or not path:
             found = "no such key" if "image" not in sample else f"{path!r:.40}"

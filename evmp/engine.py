@@ -4,6 +4,7 @@ The predictor's stage claims, isolates rows that fail, and puts results; what it
 and which one depends on what the rows are.
 
     FrameEngine     pixels at the model's size: a built-in model and its head
+    SampleEngine    whole samples, see `sampleengine`
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Engine(Protocol):
         """Load what predicts, run it once, and check what comes out.
 
         Args:
-            ring: where the rows will be.
+            ring: where the rows will be; what of its memory is read for sure may be faulted in.
 
         Raises:
             EvmpError: when the job cannot start.
@@ -61,7 +62,7 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of the ring, when nothing is begun any more."""
+        """Let go of the ring and of what is open, when nothing is begun any more."""
 
 
 class FrameEngine:
@@ -90,20 +91,10 @@ class FrameEngine:
         return self._job.predict_thread_num if self._model.is_asynchronous else 1
 
     def open(self, ring: Ring) -> None:
-        # CUDA reads this at its start, which is later: this process sees its own GPU only.
-        os.environ["CUDA_VISIBLE_DEVICES"] = self._gpu
-        from evmp.head import open_head
-        from evmp.model import open_model
-
-        self._head = open_head(self._package, self._job)
-        self._model = open_model(
-            self._package,
-            self._job.device if self._gpu or self._job.device == "cuda" else "cpu",
-            self._batch_rows,
-            self._job.torch_threads,
-            self._job.cpu_batch_size,
+        ring.populate(ring.row_bytes)
+        self._model, self._head = open_built_in(
+            self._job, self._package, self._gpu, self._batch_rows
         )
-        self._head.check(self._model.warm_up())
         self._model.pin(ring.payloads)
         self._ring = ring
 
@@ -113,7 +104,7 @@ class FrameEngine:
         sizes = [(header.height, header.width) for header in headers]
         parts: list[tuple[list[int], Pending[Outputs]]] = []
         for size, alike in by_size([self._fit.size_of(*size) for size in sizes]).items():
-            frames = _frames(ring, rows[0] // ring.n_rows, size)
+            frames = frames_of(ring.batch(rows[0] // ring.n_rows), ring.n_rows, size)
             begun = self._model.start(frames, [rows[i] % ring.n_rows for i in alike])
             parts.append((alike, begun))
         return Pending(partial(self._results, parts, sizes))
@@ -130,6 +121,25 @@ class FrameEngine:
         return self._head.results([outputs[i] for i in range(len(sizes))], sizes)
 
 
+def open_built_in(job: Job, package: ModelPackage, gpu: str, batch_rows: int) -> tuple[Model, Head]:
+    """Load a package's model, run it once on zeros, and let its head check what comes out."""
+    # CUDA reads this at its start, which is later: this process sees its own GPU only.
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    from evmp.head import open_head
+    from evmp.model import open_model
+
+    head = open_head(package, job)
+    model = open_model(
+        package,
+        job.device if gpu or job.device == "cuda" else "cpu",
+        batch_rows,
+        job.torch_threads,
+        job.cpu_batch_size,
+    )
+    head.check(model.warm_up())
+    return model, head
+
+
 def by_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:
     """Return the places of each size, in the order in which the sizes come first."""
     places: dict[tuple[int, int], list[int]] = {}
@@ -138,8 +148,8 @@ def by_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]
     return places
 
 
-def _frames(ring: Ring, batch: int, size: tuple[int, int]) -> Frames:
-    """Return a batch as frames of one size, each at the front of its row."""
+def frames_of(batch: memoryview, n_rows: int, size: tuple[int, int]) -> Frames:
+    """Return the rows of a batch as frames of one size, each at the front of its row."""
     _, width = size
-    strides = (ring.row_bytes, width * 3, 3, 1)
-    return np.ndarray((ring.n_rows, *size, 3), np.uint8, ring.batch(batch), strides=strides)
+    strides = (len(batch) // n_rows, width * 3, 3, 1)
+    return np.ndarray((n_rows, *size, 3), np.uint8, batch, strides=strides)

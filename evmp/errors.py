@@ -8,7 +8,8 @@
     ├── TooManyFailures (1)   more rows failed than `max_error_fraction` allows
     ├── WorkerDied (4)        a stage kept dying
     ├── Interrupted (130/143) stopped by SIGINT or SIGTERM
-    └── DecodeError           one row's image or text; becomes its result, never the job's end
+    ├── DecodeError           one row's image or text; becomes its result, never the job's end
+    └── CustomCodeError       what users' code does wrong with a row; likewise
 
 A bad record is data, a bad job is an exception. Messages are lower case and say what, where, got,
 expected and the remedy. Anything else that escapes is a bug in evmp and exits with 70.
@@ -102,3 +103,7 @@ class Interrupted(EvmpError):
 
 class DecodeError(EvmpError):
     """One row's payload is not an image; the message becomes the row's `error_msg`."""
+
+
+class CustomCodeError(EvmpError):
+    """User code has failed on a row, or made of it what cannot be written; likewise."""

@@ -40,6 +40,7 @@ from evmp.value import (
     Buckets,
     ClassPath,
     DecodeType,
+    JsonText,
     ModelType,
     Name,
     Names,
@@ -55,7 +56,7 @@ _input = partial(key, "Input")
 _output = partial(key, "Output")
 _speed = partial(key, "Workers and speed")
 _failure = partial(key, "Failures")
-_custom = partial(key, "Custom code", result=True, comes_with="custom code")
+_custom = partial(key, "Custom code")
 _video = partial(key, "Video", result=True, comes_with="video")
 _cloud = partial(key, "Cloud")
 
@@ -103,7 +104,7 @@ class Job(BaseModel):
     )
     segmentation_output: Literal["both", "preds", "probs", "png"] = _model(
         "both",
-        "what a segmentor's result holds; *not in this version: `png`*",
+        "what a segmentor's result holds; `png` is the path of a palette PNG in `output_dir`",
         own=True,
         result=True,
     )
@@ -157,7 +158,7 @@ class Job(BaseModel):
         "", "the file to write: `.jsonl`, `.parquet`, or lines of `<input>, <JSON>`"
     )
     output_dir: Uri = _output(
-        "", "the folder for images and videos a predictor returns", comes_with="custom code"
+        "", "the folder for images and videos a predictor returns", result=True
     )
     reserved_columns: Names = _output(
         (), "input columns to keep in the output, a list or `a,b,c`", result=True
@@ -234,12 +235,25 @@ class Job(BaseModel):
         300.0, "a stage without progress for so long counts as hung", own=True, unit="seconds", gt=0
     )
 
-    user_resource: Uri = _custom("", "an archive (tar.gz, zip) or Python file with your code")
+    user_resource: Uri = _custom("", "an archive (tar.gz, tgz, zip) or Python file with your code")
     user_predictor_cls: ClassPath = _custom(
-        "", "the class to run with `model_type: self_define`, as `module.Class`"
+        "", "the class to run with `model_type: self_define`, as `module.Class`", result=True
+    )
+    user_predictor_config: JsonText = _custom(
+        "",
+        "what that class gets as `model_config`: a JSON text, or a mapping",
+        own=True,
+        result=True,
     )
     user_process_config: Processes = _custom(
-        (), "processes between decoding and prediction: an object or a list of them"
+        (), "processes between decoding and prediction: an object or a list of them", result=True
+    )
+    process_timeout_seconds: Number = _custom(
+        120.0,
+        "a call of your code that takes longer is ended; its rows are tried again one by one",
+        own=True,
+        unit="seconds",
+        gt=0,
     )
 
     is_input_video: Truth = _video(False, "the input rows are videos")

@@ -8,8 +8,9 @@ of a block of rows is its record, which is created once or not at all:
     tmp/<run>.<start>        a block being written; swept when the run is over
     data/<start>.<id>        a finished block
     blocks/<start>.json      its record: the commit point
+    names/<digest>           the row that has reserved the name of a file beside the output
 
-What counts, `job.json`, `data` and `blocks`, is kept by a Storage, which says what makes it safe.
+What counts, all but `lock` and `tmp`, is kept by a Storage, which says what makes it safe.
 `start` is the block's first row, twelve digits. A record also says where the block stops, so that a
 run that is stopped can commit a block that it has only begun: the rest is a block of its own.
 """
@@ -17,6 +18,7 @@ run that is stopped can commit a block that it has only begun: the rest is a blo
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -111,7 +113,7 @@ class Ledger:
         fingerprint = {"format": FORMAT, **fingerprint}
         text = json.dumps(fingerprint, indent=1, sort_keys=True).encode()
         try:
-            for part in ("tmp", "data", "blocks"):
+            for part in ("tmp", "data", "blocks", "names"):
                 (self.root / part).mkdir(parents=True, exist_ok=True)
             found = self._begin(text)
             if found and not self._storage.names("blocks"):
@@ -292,6 +294,23 @@ class Ledger:
                 f"delete {self._record_file(commit)} to do its rows again"
             )
 
+    def owner_of(self, name: str) -> int | None:
+        """Return the row that has reserved a name, or None."""
+        try:
+            return int(self._storage.read(_reservation(name)))
+        except FileNotFoundError:
+            return None
+
+    def reserve(self, name: str, row: int) -> int:
+        """Reserve a name for a row, durably. Returns whose it is: the first row's to ask.
+
+        Raises:
+            OSError: when the file system refuses.
+        """
+        if self._storage.create(_reservation(name), b"%d" % row):
+            return row
+        return int(self._storage.read(_reservation(name)))
+
     def sweep(self) -> None:
         """Delete what runs that are over have left unfinished. Only under lock()."""
         recorded = {f"data/{commit.data}" for commit in self.commits()}
@@ -333,6 +352,10 @@ def _has_locked(fd: int) -> bool:
 
 def _record(start: int) -> str:
     return f"blocks/{start:012d}.json"
+
+
+def _reservation(name: str) -> str:
+    return f"names/{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()}"
 
 
 def _text(commit: Commit) -> bytes:

@@ -58,9 +58,9 @@ class Counter(IntEnum):
     WAIT_IN_NS = 6
     WAIT_OUT_NS = 7
     RESTARTS = 8
-    FILL = 9  # the supervisor's seat: fill of each ring in thousandths, from here on
-    LEAVE = 16  # the supervisor's seat: a Leave
-    GIVEN_UP = 17  # rows that have killed the process in this seat
+    LEAVE = 9  # the supervisor's seat: a Leave
+    GIVEN_UP = 10  # rows that have killed the process in this seat
+    FILL = 12  # the supervisor's seat: fill of each ring in thousandths, from here on
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,23 +8,20 @@ itself. A batch is released when its results are put, so that a death finds the 
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from evmp.errors import SinkError
 from evmp.metrics import Counter, Seat, State
 from evmp.ring import Header, Mark, Ring
-from evmp.stage import claims, put_failure
+from evmp.sample import KEEP_BYTES
+from evmp.stage import Failures, claims, put_failure
 
 if TYPE_CHECKING:
     from evmp.engine import Engine
     from evmp.model import Pending
-
-log = logging.getLogger(__name__)
-
-MAX_LOGGED: Final = 10  # tracebacks of failing rows, per process
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +55,11 @@ class Predictor:
         self._engine = engine
         self._pixels, self._results = pixels, results
         self._seat, self._number = seat, number
-        self._n_logged = 0
+        self._failures = Failures("predict", results, seat)
         self._begun: deque[_Batch] = deque()
 
     def open(self) -> None:
-        """Fault the memory in, and open the engine."""
-        self._pixels.populate(self._pixels.row_bytes)
+        """Open the engine."""
         self._results.populate(1)
         self._engine.open(self._pixels)
 
@@ -75,6 +71,7 @@ class Predictor:
                 self._finish(0)
             self._begun.append(self._begin(seq, has_killed))
             self._finish(0 if has_killed else self._engine.batches_at_once - 1)
+        self._seat.enter(State.FINISHED)
         self._engine.close()
 
     def _begin(self, seq: int, has_killed: bool) -> _Batch:
@@ -103,7 +100,7 @@ class Predictor:
         for part in batch.parts:
             self._seat.enter(State.BUSY)
             self._finish_part(part)
-        self._pixels.release(batch.seq, self._number)
+        self._pixels.release(batch.seq, self._number, KEEP_BYTES)
         return True
 
     def _finish_part(self, part: _Part) -> None:
@@ -129,12 +126,9 @@ class Predictor:
             self._fail(n, error)
 
     def _fail(self, n: int, error: Exception) -> None:
-        row = self._pixels.header(n).row
-        self._n_logged += 1
-        if self._n_logged <= MAX_LOGGED:
-            log.warning("row %d failed", row, exc_info=error)
-        put_failure(self._results, n, row, "predict", f"{type(error).__name__}: {error}")
-        self._seat.add(Counter.FAILED, 1)
+        if isinstance(error, SinkError):
+            raise error  # nothing can be written, which is no row's fault
+        self._failures.add(n, self._pixels.header(n).row, error)
 
     def _put_all(self, rows: Sequence[int], results: Sequence[bytes]) -> None:
         for n, result in zip(rows, results, strict=True):

@@ -19,7 +19,7 @@ from evmp.metrics import Counter, Reading, Seat, State
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
-STAGES: Final = ("reader", "decoder", "predictor", "writer")
+STAGES: Final = ("reader", "decoder", "process", "predictor", "writer")
 QUEUES: Final = ("payloads", "pixels", "results")
 LINE_SECONDS: Final = 5.0
 FRAME_SECONDS: Final = 0.25
@@ -68,11 +68,19 @@ class Meter:
         workers: the seats of each worker.
         total: rows of the input.
         elsewhere: rows done, and failed, that belong to none of these workers.
+        queues: names of a worker's rings, in the order of the flow.
     """
 
     def __init__(
-        self, workers: Sequence[Sequence[Seat]], total: int, elsewhere: tuple[int, int]
+        self,
+        workers: Sequence[Sequence[Seat]],
+        total: int,
+        elsewhere: tuple[int, int],
+        queues: Sequence[str] = QUEUES,
     ) -> None:
+        roles = {seat.role for seats in workers for seat in seats}
+        self._stages: list[str] = [stage for stage in STAGES if stage in roles]
+        self._queues = queues
         self.workers, self._total, self._elsewhere = workers, total, elsewhere
         self._base = [(0, 0)] * len(workers)
         self._history: deque[tuple[float, int, dict[str, tuple[float, float]]]] = deque()
@@ -94,7 +102,7 @@ class Meter:
     def read(self) -> Snapshot:
         """Return the job as it stands now."""
         done, failed = self.rows()
-        times = {stage: self._times(stage) for stage in STAGES}
+        times = {stage: self._times(stage) for stage in self._stages}
         now = time.monotonic()
         self._history.append((now, done, times))
         while now - self._history[0][0] > WINDOW_SECONDS and len(self._history) > 2:
@@ -106,7 +114,7 @@ class Meter:
             failed=failed,
             rate=max(0, done - done_then) / (now - then) if now > then else 0.0,
             fill=self._fill(),
-            busy={s: _share(times[s], times_then[s]) for s in STAGES},
+            busy={s: _share(times[s], times_then[s]) for s in self._stages},
             restarts=sum(reading.restarts for reading in self.readings()),
             state=self._state(),
         )
@@ -129,7 +137,7 @@ class Meter:
         own = [seats[0].counters for seats in self.workers]
         return {
             queue: sum(c[Counter.FILL + i] for c in own) / max(1, len(own)) / 1000
-            for i, queue in enumerate(QUEUES)
+            for i, queue in enumerate(self._queues)
         }
 
 
@@ -264,12 +272,13 @@ def _panel(snapshot: Snapshot) -> Group:
     )
     flow = Table.grid(padding=(0, 1), pad_edge=False)
     cells: list[Text] = []
-    for i, stage in enumerate(STAGES):
+    fills = list(snapshot.fill.values())
+    behind = {"reader": fills[:1], "decoder": fills[1:2], "process": fills[2:-1]}
+    behind["predictor"] = fills[-1:]
+    for stage, busy in snapshot.busy.items():
         style = "bold yellow" if stage == snapshot.bottleneck else ""
-        cells.append(Text(f"{stage} {100 * snapshot.busy[stage]:.0f} %", style=style))
-        if i < len(QUEUES):
-            fill = snapshot.fill[QUEUES[i]]
-            cells.append(Text(f"→{_bar(fill)}→", style="dim"))
+        cells.append(Text(f"{stage} {100 * busy:.0f} %", style=style))
+        cells += [Text(f"→{_bar(fill)}→", style="dim") for fill in behind.get(stage, ())]
     flow.add_row(*cells)
     slow = f"bottleneck: {snapshot.bottleneck}" if snapshot.bottleneck else "no bottleneck yet"
     return Group(head, flow, Text(snapshot.state or slow, style="dim"))

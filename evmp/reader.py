@@ -9,6 +9,7 @@ last published row's header names the row to read next.
 
 from __future__ import annotations
 
+import math
 import pickle
 import time
 from collections.abc import Callable, Sequence
@@ -51,6 +52,8 @@ class Reader:
     ) -> None:
         self._job, self._blocks, self._rows, self._seat = job, blocks, rows, seat
         self._rings, self._payload, self._results = rings, rings[0], rings[-1]
+        # Where every ring begins a batch: there, and only there, may the rows end.
+        self._stride = math.lcm(*(ring.n_rows for ring in rings))
         self._is_draining = is_draining
         self._source: Source
 
@@ -89,7 +92,7 @@ class Reader:
                 raise SourceError(f"the source gave row {row.index}, expected {self._rows[at]}")
             read = time.monotonic_ns()
             self._seat.add(Counter.BUSY_NS, read - started)
-            slow = slow + read - started if n % self._results.n_rows else 0
+            slow = slow + read - started if n % self._stride else 0
             if slow > FLUSH_NS:
                 n, slow = self._fill_up(n), 0
             if not self._admit(n):
@@ -153,16 +156,17 @@ class Reader:
         return Mark.EMPTY
 
     def _fill_up(self, n: int) -> int:
-        """Fill the batch that row n would be in up with EMPTY rows. Returns the next free n.
+        """Fill the batches that row n would be in up with EMPTY rows. Returns the next free n.
 
         The decoders pass them on. Were they passed by here, a reader that dies between that and the
         commit would have its successor's row taken for done.
         """
-        while n % self._results.n_rows:
+        while n % self._stride:
             position = self._payload.header(n - 1).next
-            while not self._payload.is_open(n):
-                self._seat.enter(State.WAITING)
-                self._payload.wait_open(n, HEARTBEAT_SECONDS)
+            for ring in self._rings:
+                while not (ring.is_open(n) or ring.is_done(n)):
+                    self._seat.enter(State.WAITING)
+                    ring.wait_open(n, HEARTBEAT_SECONDS)
             self._payload.set_header(n, Header(position, position, mark=Mark.EMPTY))
             self._payload.commit(n)
             n += 1

@@ -6,6 +6,7 @@ schemes here gain what it brings.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -25,14 +26,27 @@ AVAILABLE_MODEL_TYPES = (
     "text_recognizer",
     "text_spotter",
 )
+CUSTOM = "self_define"
+"""The type that has no model package: the user's predictor opens what it wants."""
+LOCATIONS = (
+    "model_path",
+    "input_table",
+    "input_oss_file",
+    "output_table",
+    "output_oss_file",
+    "output_dir",
+    "user_resource",
+)
 # Keys that one type of model heeds, and those of them that it cannot do without.
 HEEDED_BY = {
     "feature_name": "feature_extractor",
     "top_k": "classifier",
     "multilabel_threshold": "multilabel_classifier",
     "segmentation_output": "segmentor",
-    "user_predictor_cls": "self_define",
+    "user_predictor_cls": CUSTOM,
+    "user_predictor_config": CUSTOM,
 }
+MAX_PROCESSES = 16  # in a chain
 REQUIRED = ("feature_name", "user_predictor_cls")
 
 
@@ -42,6 +56,7 @@ def clashes(job: Job) -> Iterator[Clash]:
     yield from _columns(job)
     yield from _sizes(job)
     yield from _model(job)
+    yield from _custom_code(job)
     yield from _cluster(job)
     yield from _not_available(job)
 
@@ -78,9 +93,17 @@ def _columns(job: Job) -> Iterator[Clash]:
 
 
 def _sizes(job: Job) -> Iterator[Clash]:
-    if job.queue_size < job.batch_size:
-        message = f"got {job.queue_size}, expected at least batch_size, which is {job.batch_size}"
-        yield Clash(("queue_size", "batch_size"), message)
+    batches = [process.batch_size for process in job.user_process_config]
+    together = math.lcm(job.batch_size, *batches)
+    if job.queue_size < job.batch_size or job.queue_size < together:
+        least = f"batch_size, which is {job.batch_size}"
+        if batches:
+            least = (
+                f"{together}, the least common multiple of batch_size and the processes' own: they "
+                "take rows in batches that begin together only so often"
+            )
+        message = f"got {job.queue_size}, expected at least {least}"
+        yield Clash(("queue_size", "batch_size", "user_process_config"), message)
     if job.decode_keep_size >= job.decode_batch_size:
         message = f"got {job.decode_keep_size}, expected less than decode_batch_size, which is "
         yield Clash(("decode_keep_size", "decode_batch_size"), f"{message}{job.decode_batch_size}")
@@ -94,6 +117,19 @@ def _model(job: Job) -> Iterator[Clash]:
         if job.model_type != kind and not is_default:
             message = f"set with model_type {job.model_type}, expected only with {kind}"
             yield Clash((key, "model_type"), message)
+
+
+def _custom_code(job: Job) -> Iterator[Clash]:
+    is_used = job.user_predictor_cls or job.user_process_config
+    if job.user_resource and not is_used:
+        message = "set without user_predictor_cls or user_process_config, expected one of them"
+        yield Clash(("user_resource", "user_predictor_cls", "user_process_config"), message)
+    if len(job.user_process_config) > MAX_PROCESSES:
+        message = f"got {len(job.user_process_config)}, expected at most {MAX_PROCESSES} processes"
+        yield Clash(("user_process_config",), message)
+    if job.segmentation_output == "png" and not job.output_dir:
+        message = "required with segmentation_output: png, but missing"
+        yield Clash(("output_dir", "segmentation_output"), message)
 
 
 def _cluster(job: Job) -> Iterator[Clash]:
@@ -111,13 +147,10 @@ def _not_available(job: Job) -> Iterator[Clash]:
         if feature and value != field.default:
             message = f"not available in this version, comes with {feature}"
             yield Clash((name,), message)
-    if job.segmentation_output == "png":
-        message = "png is not available in this version, comes with output_dir; expected both, "
-        yield Clash(("segmentation_output",), f"{message}preds or probs")
-    if job.model_type not in AVAILABLE_MODEL_TYPES:
+    if job.model_type not in (*AVAILABLE_MODEL_TYPES, CUSTOM):
         message = f"{job.model_type} is not available in this version, expected "
-        yield Clash(("model_type",), message + " or ".join(AVAILABLE_MODEL_TYPES))
-    for name in ("model_path", "input_table", "input_oss_file", "output_table", "output_oss_file"):
+        yield Clash(("model_type",), message + " or ".join((*AVAILABLE_MODEL_TYPES, CUSTOM)))
+    for name in LOCATIONS:
         if found := scheme(getattr(job, name)):
             message = f"{found}:// is not available in this version, expected a local path"
             yield Clash((name,), message)

@@ -13,19 +13,21 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from evmp import _native, publish
+from evmp import _native, publish, resource
 from evmp.child import call_in_child
 from evmp.errors import ConfigError, EvmpError, Interrupted, TooManyFailures
 from evmp.job import MENDING
 from evmp.ledger import Block, Commit, cut, differences, listed, shard
 from evmp.metrics import Board, Counter, Leave, Seat
-from evmp.model.package import ModelPackage, check_model_type, load_package
+from evmp.model.package import ModelPackage, check_model_type, digests_of, load_package
 from evmp.pipeline import Layout, Worker, plan_layout
 from evmp.placement import shortages
 from evmp.progress import Display, Meter
 from evmp.report import Reasons, Report
+from evmp.rule import CUSTOM
 from evmp.sink import open_sink
 from evmp.source import SourceInfo, open_source
 from evmp.supervisor import Post, Supervisor
@@ -50,17 +52,29 @@ class Plan:
     """What a job means on this machine, with this input and this model.
 
     Attributes:
+        package: the model's; None where the user's predictor opens it.
         block_rows: rows committed at once.
         fingerprint: what must be the same for a run to go on with the work of another.
     """
 
     job: Job
-    package: ModelPackage
+    package: ModelPackage | None
     layout: Layout
     source: SourceInfo
     target: Target
     block_rows: int
     fingerprint: dict[str, Any]
+
+    def unpack_code(self, folder: Path) -> Path | None:
+        """Unpack the user's code into a new folder within `folder`, and return that, if any.
+
+        Raises:
+            ConfigError: when that fails.
+        """
+        if not self.job.user_resource:
+            return None
+        resource.unpack(self.job.user_resource, folder / "code")
+        return folder / "code"
 
 
 def make_plan(job: Job) -> Plan:
@@ -69,17 +83,23 @@ def make_plan(job: Job) -> Plan:
     Raises:
         EvmpError: when the job cannot start; nothing has been written yet.
     """
-    package = load_package(job.model_path)
-    check_model_type(package, job.model_type)
+    package = None if job.model_type == CUSTOM else load_package(job.model_path)
+    if package is not None:
+        check_model_type(package, job.model_type)
     layout = plan_layout(job, package)
     model: dict[str, Any] = {}
+    code = (
+        call_in_child(lambda: resource.fingerprint(job.user_resource)) if job.user_resource else {}
+    )
     source = call_in_child(
-        lambda: open_source(job).describe(), lambda: model.update(package.fingerprint())
+        lambda: open_source(job).describe(),
+        lambda: model.update(package.fingerprint() if package else digests_of(job.model_path)),
     )
     parts = {
         "input": source.fingerprint,
         "job": job.fingerprint(),
         "model": model,
+        **({"code": code} if code else {}),
     }
     fingerprint = json.loads(json.dumps(parts))
     block_rows = choose_block_rows(job, source.n_rows)
@@ -112,6 +132,7 @@ class Run:
         self._block_rows, self._fingerprint = plan.block_rows, plan.fingerprint
         self._started = time.monotonic()
         self._workers: list[int] = []
+        self._code: Path | None = None
         self._is_hopeless = False
 
     def finished(self) -> dict[str, Any] | None:
@@ -167,6 +188,7 @@ class Run:
                     self._choose_failed()
             self._target.ledger.open(self._fingerprint)
             self._target.ledger.sweep()
+            self._code = self._unpack_code()
             meter, before = self._prepare()
             self._leave_record(self._report(meter, before), "running")
             try:
@@ -233,6 +255,11 @@ class Run:
                 "without --retry-failed first"
             )
 
+    def _unpack_code(self) -> Path | None:
+        """Unpack the user's code to where the next run sweeps it, if this one does not."""
+        folder = self._target.staging / "tmp"
+        return call_in_child(lambda: self._plan.unpack_code(folder))
+
     # --- the work -----------------------------------------------------------------------------
 
     def _prepare(self) -> tuple[Meter, int]:
@@ -248,7 +275,8 @@ class Run:
         done = {k: _totals(self._of_worker(k, commits)) for k in self._workers}
         elsewhere = _difference(_totals(commits), *done.values())
         board = Board(self._plan.layout.roles, len(self._workers))
-        meter = Meter(board.workers, n_rows, elsewhere)
+        queues = [hop.name for hop in self._plan.layout.hops]
+        meter = Meter(board.workers, n_rows, elsewhere, queues)
         for place, worker in enumerate(self._workers):
             meter.rebase(place, *done[worker])
         return meter, before
@@ -363,6 +391,7 @@ class Run:
             partial(self._todo, worker),
             self._write_part(worker),
             self._rows,
+            self._code,
         )
         return Post(seat=seats[0], run=process.run, settle=settle, is_group=True)
 

@@ -20,12 +20,15 @@ from typing import Final, Protocol
 import orjson
 
 from evmp import _native
-from evmp.errors import EvmpError
+from evmp.errors import CustomCodeError, EvmpError
 from evmp.metrics import Counter, Seat, State
 from evmp.ring import Header, Mark, Ring, RingDrained, RingStopped
 
+log = logging.getLogger(__name__)
+
 HEARTBEAT_SECONDS: Final = 0.1  # a waiting process shows so often that it lives
 MAX_MESSAGE_CHARS: Final = 2000  # of an error that becomes a row's result
+MAX_LOGGED: Final = 10  # tracebacks of failing rows, per process
 
 
 class Stage(Protocol):
@@ -55,6 +58,31 @@ def put_failure(results: Ring, n: int, row: int, stage: str, message: str) -> No
     if not results.is_done(n):
         data = error_result(stage, message)
         results.put(n, Header(row=row, length=len(data), mark=Mark.ERROR), data)
+
+
+class Failures:
+    """Rows that raise in a stage: each ends as an error, and the first few are logged whole.
+
+    Args:
+        stage: what an error row names, such as `predict`.
+        results: the last ring.
+        seat: where to count.
+    """
+
+    def __init__(self, stage: str, results: Ring, seat: Seat) -> None:
+        self._stage, self._results, self._seat = stage, results, seat
+        self._n_logged = 0
+
+    def add(self, n: int, row: int, error: Exception) -> None:
+        """Make row n, number `row` of the input, end with this error."""
+        is_told = isinstance(error, CustomCodeError)  # its message says what was raised
+        self._n_logged += 1
+        if self._n_logged <= MAX_LOGGED:
+            cause = error.__cause__ if is_told else error
+            log.warning("row %d failed%s", row, "" if cause else f": {error}", exc_info=cause)
+        message = str(error) if is_told else f"{type(error).__name__}: {error}"
+        put_failure(self._results, n, row, self._stage, message)
+        self._seat.add(Counter.FAILED, 1)
 
 
 def claims(
@@ -128,12 +156,13 @@ def run_stage(stage: Stage, seat: Seat, parent: int) -> int:
         seat.enter(State.WAITING)
         stage.run()
     except RingStopped:
+        seat.enter(State.WAITING)  # who exits busy is taken for dead
         return 0
     except EvmpError as error:
         seat.set_last_words({"error": type(error).__name__, "message": str(error)})
         return error.exit_code
     except BaseException:
-        logging.getLogger(__name__).error("%s", traceback.format_exc().rstrip())
+        log.error("%s", traceback.format_exc().rstrip())
         seat.set_last_words({"error": "", "message": traceback.format_exc(limit=-1).strip()})
         return EvmpError.exit_code
     seat.enter(State.FINISHED)

@@ -52,6 +52,8 @@ class Post:
         run: the whole life of the child; its return value is the exit code.
         settle: what to do after a death, before the place is filled again; it gets the cause.
         is_group: whether the child leads a process group of its own, which dies with it.
+        busy_seconds: a process that is busy without progress for so long is killed; 0 leaves it to
+            the supervisor.
         has_children: whether the child forks processes of its own, which end with it. This process,
             which must adopt orphans, ends them before it settles anything.
     """
@@ -61,6 +63,7 @@ class Post:
     settle: Callable[[str], None] = lambda cause: None
     is_group: bool = False
     has_children: bool = False
+    busy_seconds: float = 0.0
     pid: int = 0
     started: float = 0.0
     due: float = 0.0
@@ -156,15 +159,17 @@ class Supervisor:
         pid, status = os.waitpid(post.pid, os.WNOHANG)
         if pid:
             self._on_death(post, status)
-        elif self._is_hung(post.seat):
+        elif self._is_hung(post):
             log.warning("%s makes no progress: killed", post.seat.name)
             os.kill(post.pid, signal.SIGKILL)
             _, status = os.waitpid(post.pid, 0)
             self._on_death(post, status, "hung")
 
-    def _is_hung(self, seat: Seat) -> bool:
-        reading = seat.read()
+    def _is_hung(self, post: Post) -> bool:
+        reading = post.seat.read()
         limit = self._stall_seconds
+        if reading.state in (State.BUSY, State.FINISHED):
+            limit = post.busy_seconds or limit
         if reading.state == State.WAITING:
             limit = min(limit, LOST_HEARTBEAT_SECONDS)
         return reading.since > limit
@@ -175,8 +180,12 @@ class Supervisor:
         code = os.waitstatus_to_exitcode(status)
         cause = cause or describe_exit(code)
         words = post.seat.take_last_words()
+        state = post.seat.read().state
         is_drained = bool(self.draining) and code in _DRAINED
-        if (code == 0 or is_drained) and cause != "hung":
+        # Who exits in the midst of its work has not finished it, whatever it says.
+        is_done = (code == 0 or is_drained) and cause != "hung" and state != State.BUSY
+        # Whoever dies when all is done, while it tidies up, need not come back.
+        if is_done or state == State.FINISHED:
             post.is_finished = True
             post.seat.enter(State.FINISHED)
             return

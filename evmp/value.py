@@ -118,6 +118,18 @@ def _processes(value: object) -> object:
     return (value,) if isinstance(value, dict) else value
 
 
+def _json_text(value: object) -> object:
+    """Write a mapping as JSON; text must be JSON already."""
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and value:
+        try:
+            json.loads(value)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"got no JSON ({str(error).lower()}), expected JSON") from error
+    return value
+
+
 def _digit(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
@@ -131,6 +143,11 @@ DecodeType = Annotated[Literal[1, 2, 3, 4], BeforeValidator(_digit)]
 _CommaList = BeforeValidator(_names, json_schema_input_type=str | list[str])
 Names = Annotated[tuple[Name, ...], _CommaList]
 Buckets = Annotated[tuple[Annotated[str, AfterValidator(_bucket)], ...], _CommaList]
+
+
+JsonText = Annotated[
+    str, BeforeValidator(_json_text, json_schema_input_type=str | dict[str, Any] | list[Any])
+]
 
 
 class ProcessConfig(BaseModel):

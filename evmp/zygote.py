@@ -26,7 +26,7 @@ class Zygote:
     """A stage whose work is to keep the predictors alive.
 
     Args:
-        package: the model that they run.
+        package: the model that they run; None for code of the user's, which they import.
         posts: theirs.
         seat: this process's own.
         stall_seconds, progress: see Supervisor.
@@ -34,7 +34,7 @@ class Zygote:
 
     def __init__(
         self,
-        package: ModelPackage,
+        package: ModelPackage | None,
         posts: Sequence[Post],
         seat: Seat,
         *,
@@ -54,7 +54,8 @@ class Zygote:
 
     def open(self) -> None:
         """Import what the model needs."""
-        model.preload(self._package)
+        if self._package is not None:
+            model.preload(self._package)
         gc.freeze()  # a collection in a predictor would copy the pages that it shares
 
     def run(self) -> None:

@@ -339,11 +339,19 @@ PROCESS = {"job_name": "crop", "user_process_cls": "m.Crop", "num_threads": 2, "
 
 @pytest.mark.parametrize("value", [PROCESS, [PROCESS], json.dumps(PROCESS), json.dumps([PROCESS])])
 def test_processes_may_be_json_or_yaml_one_or_many(tmp_path: Path, value: object) -> None:
-    found = problems(tmp_path, {**LEAST, "user_process_config": value})
+    (process,) = load(tmp_path, {**LEAST, "user_process_config": value}).user_process_config
 
-    assert found == [
-        "job.yaml:5: user_process_config: not available in this version, comes with custom code"
-    ]
+    assert (process.user_process_cls, process.num_threads) == ("m.Crop", 2)
+    assert process.model_extra == {"margin": 0.1}
+
+
+@pytest.mark.parametrize("value", ['{"scale": 2}', {"scale": 2}])
+def test_config_of_a_predictor_may_be_json_or_yaml(tmp_path: Path, value: object) -> None:
+    custom = {"model_type": "self_define", "user_predictor_cls": "m.Net"}
+
+    job = load(tmp_path, {**LEAST, **custom, "user_predictor_config": value})
+
+    assert json.loads(job.user_predictor_config) == {"scale": 2}
 
 
 @pytest.mark.parametrize(
@@ -351,15 +359,15 @@ def test_processes_may_be_json_or_yaml_one_or_many(tmp_path: Path, value: object
     [
         ({"is_input_video": True}, "is_input_video: not available in this version, comes with vid"),
         ({"sample_fps": 1}, "sample_fps: not available in this version, comes with video"),
-        ({"output_dir": "x"}, "output_dir: not available in this version, comes with custom code"),
         ({"useSparseClusterSchema": True}, "useSparseClusterSchema: not available in this vers"),
         (
             {"model_type": "text_detection_recognition"},
             "text_detection_recognition is not available",
         ),
+        ({"output_dir": "oss://b.h/x"}, "output_dir: oss:// is not available in this version"),
         (
-            {"model_type": "segmentor", "segmentation_output": "png"},
-            "segmentation_output: png is not available in this version, comes with output_dir",
+            {"user_resource": "http://h/x.zip", "user_process_config": PROCESS},
+            "user_resource: http:// is not available in this version",
         ),
         ({"model_path": "OSS://b.h/x"}, "model_path: oss:// is not available in this version"),
         ({"input_table": "s3://b/x"}, "input_table: s3:// is not available in this version"),
@@ -397,6 +405,14 @@ def test_credentials_keys_are_accepted_where_nothing_is_in_the_cloud(tmp_path: P
         ({"multilabel_threshold": 0.3}, "expected only with multilabel_classifier"),
         ({"segmentation_output": "preds"}, "expected only with segmentor"),
         ({"model_type": "detector", "top_k": 3}, "expected only with classifier"),
+        ({"model_type": "segmentor", "segmentation_output": "png"}, "output_dir: required with"),
+        ({"user_resource": "x.zip"}, "set without user_predictor_cls or user_process_config"),
+        ({"user_predictor_config": {"a": 1}}, "expected only with self_define"),
+        ({"user_process_config": [PROCESS] * 17}, "got 17, expected at most 16 processes"),
+        (
+            {"batch_size": 64, "user_process_config": {**PROCESS, "batch_size": 33}},
+            "got 1024, expected at least 2112, the least common multiple of batch_size and the",
+        ),
         ({"decode_keep_size": 10}, "expected less than decode_batch_size, which is 10"),
     ],
 )

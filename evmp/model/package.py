@@ -252,6 +252,20 @@ def _check_characters(package: ModelPackage, document: Document) -> None:
         raise ConfigError(document.problem(("output", "text"), str(error))) from None
 
 
+def digests_of(path: str | Path) -> dict[str, Any]:
+    """Return size and sha256 of a file, or of each file below a directory, by their names.
+
+    Raises:
+        ModelError: when there is nothing, or it cannot be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ModelError(f"{path}: no such file or directory; correct model_path")
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    root = path if path.is_dir() else path.parent
+    return {str(file.relative_to(root)): _digest((file,)) for file in files if file.is_file()}
+
+
 def _digest(files: tuple[Path, ...]) -> dict[str, Any]:
     digest = hashlib.sha256()
     n_bytes = 0

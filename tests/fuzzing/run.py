@@ -159,15 +159,17 @@ class _Run:
             input=SimpleNamespace(height=SIDE, width=SIDE), files=(Path(os.devnull),)
         )
         job = _job(scenario)
+        layout = plan_layout(job, package)
+        payloads, pixels, results = layout.hops
         layout = replace(
-            plan_layout(job, package),
+            layout,
             n_decoders=scenario.n_decoders,
             n_predictors=scenario.n_predictors,
-            n_payloads=scenario.n_payloads,
-            n_pixel_batches=scenario.n_batches,
-            n_result_batches=scenario.n_batches + 2,
-            payload_bytes=32 << 10,
-            result_bytes=64 << 10,
+            hops=(
+                replace(payloads, n_batches=scenario.n_payloads, row_bytes=32 << 10),
+                replace(pixels, n_batches=scenario.n_batches),
+                replace(results, n_batches=scenario.n_batches + 2, row_bytes=64 << 10),
+            ),
         )
         (self._seats,) = Board(layout.roles, 1).workers
         self._own = self._seats[0].counters
@@ -270,7 +272,7 @@ class _Worker(Worker):
 
     def _make_rings(self) -> None:
         super()._make_rings()
-        for ring in (self._payload, self._pixels, self._results):
+        for ring in self._rings:
             ring.reopen = partial(self._reopen, ring.reopen)
 
     def _reopen(self, reopen: Callable[..., None], *arguments: int) -> None:

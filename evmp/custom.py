@@ -1,0 +1,336 @@
+"""Users' classes: found, made and called, in the processes that run them and nowhere else.
+
+Whatever user code does wrong becomes one of two things. What keeps it from starting, a class that
+is not there or an `__init__` that raises, is a ModelError and ends the job. What it raises later is
+a CustomCodeError, which costs a row: its message is one line, with the place in the user's file;
+the traceback that it carries goes to the log whole. That `sys.exit` is among what it may raise is
+why every exception is caught here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import import_module, machinery, util
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+from evmp.errors import CustomCodeError, ModelError
+from evmp.interface import PredictorInterface, PredictorInterfaceV2, Process
+from evmp.setting import nearest
+
+if TYPE_CHECKING:
+    from evmp.value import ProcessConfig
+
+log = logging.getLogger(__name__)
+
+# Where EasyVision and EasyCV have the interface of predictors.
+ALIASES: Final = ("easy_vision.python.inference.predictor", "easycv.predictors.interface")
+MAX_MESSAGE_CHARS: Final = 500
+_ABSTRACT: Final = (PredictorInterface.predict, PredictorInterfaceV2.predict)
+
+
+class Caller:
+    """Imports, makes and calls users' classes.
+
+    Args:
+        code: the folder that the user's archive was unpacked to, where there is one.
+    """
+
+    def __init__(self, code: Path | None) -> None:
+        self._code = code
+
+    def enter(self) -> None:
+        """Make this process one that runs user code: from now on it imports it, and the aliases."""
+        sys.dont_write_bytecode = True
+        if self._code is not None and str(self._code) not in sys.path:
+            sys.path.insert(0, str(self._code))
+        if not any(isinstance(finder, _Aliases) for finder in sys.meta_path):
+            sys.meta_path.append(_Aliases())
+
+    def find(self, key: str, class_path: str) -> type:
+        """Import a class.
+
+        Args:
+            key: of the job, for messages.
+            class_path: `module.Class`.
+
+        Raises:
+            ModelError: when it cannot be imported, is not there, or is no class.
+        """
+        module_path, _, name = class_path.rpartition(".")
+        try:
+            module = import_module(module_path)
+        except BaseException as error:
+            if isinstance(error, ModuleNotFoundError) and f"{module_path}.".startswith(
+                f"{error.name}."
+            ):
+                raise ModelError(f"{key}: there is no module {error.name}{self._there()}") from None
+            raise self._not_started(f"{key}: module {module_path} cannot be imported") from None
+        self._check_origin(key, module)
+        found = getattr(module, name, None)
+        if not isinstance(found, type):
+            classes = [it for it, value in vars(module).items() if isinstance(value, type)]
+            what = f"has no class {name}" if found is None else f"has {name}, which is no class"
+            raise ModelError(f"{key}: module {module_path} {what}{nearest(name, classes)}")
+        return found
+
+    def _there(self) -> str:
+        """Say which modules there are."""
+        if self._code is None:
+            return " installed; user_resource names an archive or a file that brings it"
+        names = sorted(path.stem for path in self._code.iterdir())
+        return f" in user_resource, which has {', '.join(names[:10])}"
+
+    def _check_origin(self, key: str, module: ModuleType) -> None:
+        """Refuse a module of another place that has the name of one of the user's."""
+        top = module.__name__.partition(".")[0]
+        file = getattr(sys.modules[top], "__file__", None)
+        if self._code is None or file is None or self._code in Path(file).parents:
+            return
+        if any((self._code / name).exists() for name in (top, f"{top}.py")):
+            raise ModelError(f"{key}: the name {top} is taken by {file}; rename your module")
+
+    def make(self, key: str, kind: type, *arguments: object, **keywords: object) -> Any:
+        """Make an object of a user's class.
+
+        Raises:
+            ModelError: when its `__init__` takes other arguments, or raises.
+        """
+        given = [*map(repr, arguments), *keywords]
+        try:
+            inspect.signature(kind).bind(*arguments, **keywords)
+        except TypeError as error:
+            raise ModelError(
+                f"{key}: {kind.__name__}{inspect.signature(kind)} cannot be called with "
+                f"({', '.join(given)}): {error}"
+            ) from None
+        except ValueError:
+            pass  # a class written in C has no signature to look at
+        try:
+            return kind(*arguments, **keywords)
+        except BaseException:
+            raise self._not_started(f"{key}: {kind.__name__}.__init__ failed") from None
+
+    def _not_started(self, what: str) -> ModelError:
+        """Log the traceback of the exception at hand, and return the error that ends the job."""
+        error = sys.exc_info()[1]
+        assert error is not None
+        log.error("%s", "".join(traceback.format_exception(error)).rstrip())
+        return ModelError(f"{what}: {self.brief(error)}; its traceback is in the log above")
+
+    def call(self, function: Callable[..., Any], *arguments: object) -> Any:
+        """Call user code.
+
+        Raises:
+            CustomCodeError: when it raises anything at all.
+        """
+        try:
+            return function(*arguments)
+        except BaseException as error:
+            raise CustomCodeError(self.brief(error)) from error
+
+    def destroy(self, made: object) -> None:
+        """Call `destroy`, if there is one; what it raises is logged."""
+        destroy = getattr(made, "destroy", None)
+        if callable(destroy):
+            try:
+                destroy()
+            except BaseException:
+                log.warning("%s.destroy failed", type(made).__name__, exc_info=True)
+
+    def brief(self, error: BaseException) -> str:
+        """Return an exception's type, message, and where in the user's code it was raised."""
+        text = str(error).strip()
+        text = text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 3] + "..."
+        frames = list(traceback.extract_tb(error.__traceback__))
+        own = [it for it in frames if self._code and Path(it.filename).is_relative_to(self._code)]
+        outside = [it for it in frames if not it.filename.startswith(str(Path(__file__).parent))]
+        place = ""
+        if frames := own or outside:
+            file = Path(frames[-1].filename)
+            inner = file.relative_to(self._code) if own and self._code else Path(file.name)
+            place = f" ({inner}:{frames[-1].lineno})"
+        return f"{type(error).__name__}{': ' if text else ''}{text}{place}"
+
+
+class Predicting:
+    """A user's predictor, called with checked samples, and answering with checked dicts.
+
+    Args:
+        caller: of this process.
+        class_path, model_path, config: see the job's `user_predictor_cls` and what is beside it.
+    """
+
+    def __init__(self, caller: Caller, class_path: str, model_path: str, config: str) -> None:
+        self._caller = caller
+        kind = caller.find("user_predictor_cls", class_path)
+        if getattr(kind, "predict", PredictorInterface.predict) in _ABSTRACT:
+            raise ModelError(f"user_predictor_cls: {class_path} has no method predict")
+        self._name = kind.__name__
+        self._takes_samples = getattr(kind, "version", 1) == 2
+        arguments = (model_path, config) if config else (model_path,)
+        self._made = caller.make("user_predictor_cls", kind, *arguments)
+        self.output_type = self._read_output_type()
+
+    def _read_output_type(self) -> dict[str, str]:
+        ask: Any = getattr(self._made, "get_output_type", dict)
+        try:
+            found = ask()
+        except BaseException as error:
+            raise ModelError(f"{self._name}.get_output_type: {self._caller.brief(error)}") from None
+        kinds = ("json", "image", "video")
+        if not isinstance(found, dict) or not all(kind in kinds for kind in found.values()):
+            raise ModelError(
+                f"{self._name}.get_output_type returned {found!r:.100}, expected a dict of keys "
+                "to json, image or video"
+            )
+        return {str(key): kind for key, kind in found.items()}
+
+    def predict(self, samples: Sequence[dict[Any, Any]]) -> list[dict[Any, Any]]:
+        """Return one result for each sample.
+
+        Raises:
+            CustomCodeError: the predictor raises, or returns anything else.
+        """
+        data = list(samples) if self._takes_samples else [image_of(it) for it in samples]
+        found = self._caller.call(self._made.predict, data, len(data))
+        if not isinstance(found, (list, tuple)):
+            raise CustomCodeError(
+                f"{self._name}.predict returned {type(found).__name__}, expected a list of one "
+                "dict a sample"
+            )
+        if len(found) != len(samples):
+            raise CustomCodeError(
+                f"{self._name}.predict returned {len(found)} results for {len(samples)} samples"
+            )
+        for result in found:
+            if not isinstance(result, dict):
+                raise CustomCodeError(
+                    f"{self._name}.predict returned {type(result).__name__} for a sample, "
+                    "expected a dict"
+                )
+        return list(found)
+
+    def destroy(self) -> None:
+        """Call the predictor's own, if it has one."""
+        self._caller.destroy(self._made)
+
+
+class Processing:
+    """A user's process: samples in, for each the samples that it becomes out.
+
+    Args:
+        caller: of this process.
+        config: its entry in `user_process_config`.
+    """
+
+    def __init__(self, caller: Caller, config: ProcessConfig) -> None:
+        self._caller, self._batch_size = caller, config.batch_size
+        class_path = config.user_process_cls
+        kind = caller.find("user_process_cls", class_path)
+        if not issubclass(kind, Process):
+            raise ModelError(f"user_process_cls: {class_path} does not derive from evmp.Process")
+        if kind.process is Process.process:
+            raise ModelError(f"user_process_cls: {class_path} has no method process")
+        self._name = kind.__name__
+        self._made = caller.make("user_process_cls", kind, **(config.model_extra or {}))
+
+    def process(self, samples: Sequence[dict[Any, Any]]) -> list[list[dict[Any, Any]]]:
+        """Return what each of at most `batch_size` samples becomes.
+
+        Raises:
+            CustomCodeError: the process raises, or returns or puts what it may not.
+        """
+        put: list[Any] = []
+        self._made._put = put
+        if self._batch_size == 1:
+            (sample,) = samples
+            returned = self._caller.call(self._made.process, sample)
+            found: list[list[Any]] = [put or ([] if returned is None else [returned])]
+        else:
+            returned = self._caller.call(self._made.process, list(samples))
+            found = self._shared_out(samples, put) if put else self._checked(samples, returned)
+        if put and returned is not None:
+            raise CustomCodeError(f"{self._name}.process both put samples and returned some")
+        for sample in (it for several in found for it in several):
+            if not isinstance(sample, dict):
+                raise CustomCodeError(
+                    f"{self._name}.process gave {type(sample).__name__}, expected a sample, a dict"
+                )
+        return found
+
+    def _checked(self, samples: Sequence[object], returned: Any) -> list[list[Any]]:
+        """Return a returned list, None or a sample for each, as lists of samples."""
+        if returned is None:
+            return [[] for _ in samples]
+        if not isinstance(returned, (list, tuple)) or len(returned) != len(samples):
+            got = f"{len(returned)} samples" if isinstance(returned, (list, tuple)) else "no list"
+            raise CustomCodeError(
+                f"{self._name}.process returned {got} for {len(samples)} samples; expected as "
+                "many, with None for those to drop"
+            )
+        return [[] if it is None else [it] for it in returned]
+
+    def _shared_out(self, samples: Sequence[object], put: list[Any]) -> list[list[Any]]:
+        """Return whose samples those are that were put: their own, or else in order."""
+        if all(any(it is sample for sample in samples) for it in put):
+            return [[it for it in put if it is sample] for sample in samples]
+        if len(put) != len(samples):
+            raise CustomCodeError(
+                f"{self._name}.process put {len(put)} new samples for {len(samples)}, and it "
+                "cannot be told whose they are; put each sample itself, changed, or set "
+                "batch_size: 1"
+            )
+        return [[it] for it in put]
+
+    def destroy(self) -> None:
+        """Call the process's own, if it has one."""
+        self._caller.destroy(self._made)
+
+
+def image_of(sample: dict[Any, Any]) -> Any:
+    """Return the image of a sample, for what takes images only.
+
+    Raises:
+        CustomCodeError: it has none.
+    """
+    image = sample.get("image")
+    if getattr(image, "ndim", 0) != 3 or str(getattr(image, "dtype", "")) != "uint8":
+        found = "nothing" if image is None else _describe(image)
+        raise CustomCodeError(f"image: got {found}, expected (H, W, 3) uint8")
+    return image
+
+
+def _describe(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"{shape} {value.dtype}"
+
+
+class _Aliases:
+    """Finds the interface under EasyVision's and EasyCV's names, where those are not installed.
+
+    It stands last, so that a real package comes first, and what it has made up has no path, so that
+    nothing is added to a real one.
+    """
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> machinery.ModuleSpec | None:
+        """Return the spec of a module that is an alias, or of a package on the way to one."""
+        if path or not any(alias == name or alias.startswith(f"{name}.") for alias in ALIASES):
+            return None
+        return util.spec_from_loader(name, self, is_package=name not in ALIASES)  # type: ignore[arg-type]
+
+    def create_module(self, spec: machinery.ModuleSpec) -> None:
+        """Leave it to Python."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the interface into the module."""
+        if module.__name__ in ALIASES:
+            for interface in (PredictorInterface, PredictorInterfaceV2):
+                setattr(module, interface.__name__, interface)
