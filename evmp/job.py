@@ -11,6 +11,7 @@ error that says so. Relative local paths are taken from the current directory, a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -63,6 +64,8 @@ _cloud = partial(key, "Cloud")
 
 # They decide only which rows fail, so a retry of failed rows may have other values for them.
 MENDING = ("base64_whitespace", "max_image_pixels", "max_row_bytes")
+# Of a custom process, what its results do not depend on.
+SPEED_OF_PROCESS = ("job_name", "num_threads")
 
 
 class Job(BaseModel):
@@ -285,7 +288,10 @@ class Job(BaseModel):
 
     def describe(self) -> dict[str, Any]:
         """Return every key with its value for logs and reports; credentials in URLs are masked."""
-        return {name: mask(value) for name, value in self.model_dump(mode="json").items()}
+        values = self.model_dump(mode="json")
+        if self.user_predictor_config:
+            values["user_predictor_config"] = json.loads(self.user_predictor_config)
+        return {name: mask(value) for name, value in values.items()}
 
     def fingerprint(self) -> dict[str, Any]:
         """Return the keys that change results; a resumed job must not differ in any of them.
@@ -294,11 +300,12 @@ class Job(BaseModel):
         than their paths do.
         """
         fields = type(self).model_fields
-        return {
-            name: value
-            for name, value in self.describe().items()
-            if trait_of(fields[name]).changes_result
-        }
+        values = self.describe()
+        values["user_process_config"] = [
+            {name: it for name, it in process.items() if name not in SPEED_OF_PROCESS}
+            for process in values["user_process_config"]
+        ]
+        return {name: it for name, it in values.items() if trait_of(fields[name]).changes_result}
 
 
 def load_job(path: str | Path, overrides: Sequence[str] = ()) -> Job:

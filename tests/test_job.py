@@ -345,6 +345,26 @@ def test_processes_may_be_json_or_yaml_one_or_many(tmp_path: Path, value: object
     assert process.model_extra == {"margin": 0.1}
 
 
+def test_job_may_go_on_with_more_copies_of_a_process(tmp_path: Path) -> None:
+    jobs = [
+        load(tmp_path, {**LEAST, "user_process_config": {**PROCESS, **changed}})
+        for changed in ({}, {"num_threads": 7, "job_name": "x"}, {"margin": 0.2})
+    ]
+
+    prints = [job.fingerprint() for job in jobs]
+
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_secrets_in_the_config_of_a_predictor_are_masked(tmp_path: Path) -> None:
+    custom = {"model_type": "self_define", "user_predictor_cls": "m.Net"}
+    config = {"api_token": "s3cr3t", "scale": 2}
+
+    job = load(tmp_path, {**LEAST, **custom, "user_predictor_config": json.dumps(config)})
+
+    assert job.describe()["user_predictor_config"] == {"api_token": "***", "scale": 2}
+
+
 @pytest.mark.parametrize("value", ['{"scale": 2}', {"scale": 2}])
 def test_config_of_a_predictor_may_be_json_or_yaml(tmp_path: Path, value: object) -> None:
     custom = {"model_type": "self_define", "user_predictor_cls": "m.Net"}
