@@ -152,7 +152,9 @@ def run_stage(stage: Stage, seat: Seat, parent: int) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         seat.enter(State.STARTING)
+        seat.set_last_words({"error": "", "message": "it ended while it started"})
         stage.open()
+        seat.take_last_words()
         seat.enter(State.WAITING)
         stage.run()
     except RingStopped:

@@ -182,8 +182,9 @@ class Supervisor:
         words = post.seat.take_last_words()
         state = post.seat.read().state
         is_drained = bool(self.draining) and code in _DRAINED
-        # Who exits in the midst of its work has not finished it, whatever it says.
-        is_done = (code == 0 or is_drained) and cause != "hung" and state != State.BUSY
+        # Who exits while it starts, or in the midst of its work, has not finished.
+        is_cut_short = state == State.BUSY or words is not None
+        is_done = (code == 0 or is_drained) and cause != "hung" and not is_cut_short
         # Whoever dies when all is done, while it tidies up, need not come back.
         if is_done or state == State.FINISHED:
             post.is_finished = True
