@@ -18,6 +18,7 @@ import numpy as np
 
 from evmp.fit import Fit
 from evmp.model import Pending
+from evmp.outputdir import OutputFiles, Place
 
 if TYPE_CHECKING:
     from evmp.head import Head
@@ -72,10 +73,19 @@ class FrameEngine:
         job, package: which model, on which device, with which options.
         gpu: the one to use, as CUDA_VISIBLE_DEVICES names it; empty for the CPU.
         batch_rows: rows of the ring's batches.
+        files: where results go that are files; None where they are JSON.
     """
 
-    def __init__(self, job: Job, package: ModelPackage, gpu: str, batch_rows: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        package: ModelPackage,
+        gpu: str,
+        batch_rows: int,
+        files: OutputFiles | None = None,
+    ) -> None:
         self._job, self._package, self._gpu = job, package, gpu
+        self._files = files
         self._batch_rows = batch_rows
         self._fit = Fit(package.input)
         self._ring: Ring
@@ -107,18 +117,23 @@ class FrameEngine:
             frames = frames_of(ring.batch(rows[0] // ring.n_rows), ring.n_rows, size)
             begun = self._model.start(frames, [rows[i] % ring.n_rows for i in alike])
             parts.append((alike, begun))
-        return Pending(partial(self._results, parts, sizes))
+        places = [Place(n, header.row) for n, header in zip(rows, headers, strict=True)]
+        return Pending(partial(self._results, parts, sizes, places))
 
     def close(self) -> None:
         self._model.close()
 
     def _results(
-        self, parts: Sequence[tuple[list[int], Pending[Outputs]]], sizes: Sequence[tuple[int, int]]
+        self,
+        parts: Sequence[tuple[list[int], Pending[Outputs]]],
+        sizes: Sequence[tuple[int, int]],
+        places: Sequence[Place],
     ) -> list[bytes]:
         outputs: dict[int, Row] = {}
-        for places, begun in parts:
-            outputs.update(zip(places, begun.result(), strict=True))
-        return self._head.results([outputs[i] for i in range(len(sizes))], sizes)
+        for alike, begun in parts:
+            outputs.update(zip(alike, begun.result(), strict=True))
+        results = self._head.results([outputs[i] for i in range(len(sizes))], sizes)
+        return self._files.save_maps(places, results) if self._files else results
 
 
 def open_built_in(job: Job, package: ModelPackage, gpu: str, batch_rows: int) -> tuple[Model, Head]:

@@ -27,6 +27,7 @@ import orjson
 import simplejpeg
 
 from evmp.errors import CustomCodeError, SinkError
+from evmp.result import to_json
 from evmp.value import scheme
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class OutputFiles:
 
     def __init__(self, job: Job, ledger: Ledger, keys: Sequence[KeyField], results: Ring) -> None:
         self._folder, self._ledger = job.output_dir, ledger
+        self._here = Path.cwd()  # users' code may go elsewhere
         names = [key.name for key in keys]
         column = "image" if not job.input_table else job.image_col
         is_named = not job.input_table or job.image_type == "url"
@@ -101,6 +103,14 @@ class OutputFiles:
             for i, it in enumerate(several)
         ]
 
+    def save_maps(self, places: Sequence[Place], files: Sequence[bytes]) -> list[bytes]:
+        """Write a segmentor's PNG files, and return the results that name them."""
+        paths = [
+            self.write(place, "preds", ".png", data)
+            for place, data in zip(places, files, strict=True)
+        ]
+        return [to_json({"preds": path}) for path in paths]
+
     def write(self, place: Place, key: str, end: str, data: bytes) -> str:
         """Write a file whose name ends with `end`. Returns its path.
 
@@ -109,8 +119,9 @@ class OutputFiles:
         """
         try:
             path = self._reserved(place.n, place.row, key, f"{place.part}{end}")
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "wb") as file:
+            target = self._target(path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(target, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -130,11 +141,14 @@ class OutputFiles:
             tail = f"-{digest[:n_digits]}" if n_digits else ""
             path = os.path.join(self._folder, key, f"{stem}{tail}{end}")
             owner = self._ledger.owner_of(path)
-            if owner is None and not (self._is_retry and os.path.exists(path)):
+            if owner is None and not (self._is_retry and self._target(path).exists()):
                 owner = self._ledger.reserve(path, row)
             if owner == row:
                 return path
         raise FileExistsError(errno.EEXIST, "no name is free", path)
+
+    def _target(self, path: str) -> Path:
+        return self._here / path
 
     def _input_of(self, n: int) -> str:
         """Return what the row says of its input: a path, a URL, or a JSON object's text."""

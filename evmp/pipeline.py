@@ -453,14 +453,21 @@ class Worker:
         if uses_samples(self._job):
             return SampleEngine(lambda: self._sample_predictor(gpu), lambda: seat.enter(State.BUSY))
         assert self._package is not None
-        return FrameEngine(self._job, self._package, gpu, self._layout.batch_rows)
+        return FrameEngine(self._job, self._package, gpu, self._layout.batch_rows, self._maps())
+
+    def _files(self) -> OutputFiles:
+        return OutputFiles(self._job, self._ledger, self._keys, self._rings[-1])
+
+    def _maps(self) -> OutputFiles | None:
+        """Return where a segmentor's results go, if they are files."""
+        return self._files() if self._job.segmentation_output == "png" else None
 
     def _sample_predictor(self, gpu: str) -> SamplePredictor:
         self._caller.enter()
-        if self._package is not None:
-            return ImagePredictor(self._job, self._package, gpu, self._layout.batch_rows)
-        files = OutputFiles(self._job, self._ledger, self._keys, self._rings[-1])
-        return CustomPredictor(self._job, self._caller, gpu, files)
+        if self._package is None:
+            return CustomPredictor(self._job, self._caller, gpu, self._files())
+        rows, maps = self._layout.batch_rows, self._maps()
+        return ImagePredictor(self._job, self._package, gpu, rows, maps)
 
     def _gpu_of(self, number: int) -> str:
         gpus = gpus_of(self._job, self._index)

@@ -101,8 +101,16 @@ class SampleEngine:
 class ImagePredictor:
     """A built-in model on the images of samples; see FrameEngine for its arguments."""
 
-    def __init__(self, job: Job, package: ModelPackage, gpu: str, batch_rows: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        package: ModelPackage,
+        gpu: str,
+        batch_rows: int,
+        files: OutputFiles | None = None,
+    ) -> None:
         self._model, self._head = open_built_in(job, package, gpu, batch_rows)
+        self._files = files
         self._fit = Fit(package.input)
         self._batch = np.zeros(
             (batch_rows, package.input.height * package.input.width * 3), np.uint8
@@ -120,7 +128,8 @@ class ImagePredictor:
                 frames_of(self._batch.data.cast("B"), len(self._batch), size), alike
             )
             outputs.update(zip(alike, found, strict=True))
-        return self._head.results([outputs[i] for i in range(len(images))], sizes)
+        results = self._head.results([outputs[i] for i in range(len(images))], sizes)
+        return self._files.save_maps(places, results) if self._files else results
 
     def close(self) -> None:
         self._model.close()

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from conftest import tiny_logits
 from jobfolder import JobFolder
+from modelfolder import write_package
 from PIL import Image
 from test_resource import write_tar, write_zip
 
@@ -418,6 +419,145 @@ def test_memory_of_large_samples_is_checked_before_the_start(job: JobFolder) -> 
 
     assert done.returncode == 2
     assert "lower batch_size (512)" in done.stderr
+
+
+# As the documentation of EasyCV has it: the interface of whichever library is there, a JSON text,
+# chunks of a size that the caller names, keys that are files.
+EASYCV = """
+import json
+import math
+import os
+
+import numpy as np
+
+try:
+    from easy_vision.python.inference.predictor import PredictorInterface
+except:
+    from easycv.predictors.interface import PredictorInterface
+
+from .label import load_labels
+
+
+class Brightest(PredictorInterface):
+
+    def __init__(self, model_path, model_config=None):
+        self.config = json.loads(model_config) if model_config else {}
+        self.labels = load_labels(os.path.join(model_path, 'labels.txt'))
+
+    def get_output_type(self):
+        return {'mask': 'image', 'scores': 'json'}
+
+    def predict(self, input_data, batch_size=-1):
+        results = []
+        for start in range(math.ceil(len(input_data) / batch_size)):
+            chunk = input_data[start * batch_size:(start + 1) * batch_size]
+            means = np.stack([image.mean(axis=(0, 1)) for image in chunk])
+            for image, mean in zip(chunk, means):
+                results.append({
+                    'class': int(mean.argmax()),
+                    'class_name': self.labels[mean.argmax()],
+                    'scores': mean.astype(np.float32) * self.config.get('scale', 1),
+                    'mask': (image > 127).astype(np.uint8) * 255,
+                })
+        return results
+"""
+LABEL = """
+def load_labels(path):
+    with open(path) as f:
+        return [line.strip() for line in f]
+"""
+
+
+def test_predictor_in_the_form_of_easycv_runs_unchanged(
+    job: JobFolder, make_table: Callable[..., Path]
+) -> None:
+    package = {"brightest/__init__.py": b"", "brightest/label.py": LABEL.encode()}
+    write_tar(job.path / "code.tar.gz", {**package, "brightest/net.py": EASYCV.encode()})
+    (job.path / "weights").mkdir()
+    (job.path / "weights" / "labels.txt").write_text("red\ngreen\nblue\n")
+    images = []
+    for channel in (2, 0, 1):
+        pixels = np.zeros((5 + channel, 7, 3), np.uint8)
+        pixels[:, :, channel] = 200
+        Image.fromarray(pixels).save(job.path / "x.png")
+        images.append((job.path / "x.png").read_bytes())
+    make_table(job.path / "in.parquet", images)
+
+    rows = job.do(
+        model_path="weights",
+        model_type="self_define",
+        user_resource="code.tar.gz",
+        user_predictor_cls="brightest.net.Brightest",
+        user_predictor_config={"scale": 0.5},
+        output_dir="masks",
+        batch_size=2,
+    )
+
+    assert [row["prediction_result"]["class_name"] for row in rows] == ["blue", "red", "green"]
+    assert rows[0]["prediction_result"]["scores"] == [0, 0, 100]
+    paths = [row["prediction_result"]["mask"] for row in rows]
+    assert paths == [f"masks/mask/{row}.jpg" for row in range(3)]
+    assert [Image.open(job.path / path).size for path in paths] == [(7, 7), (7, 5), (7, 6)]
+
+
+def test_masks_of_a_segmentor_are_files(job: JobFolder) -> None:
+    import torch
+
+    class Levels(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x[:, 0] * 255 + 0.5).long()
+
+    write_package(job.path / "model", Levels(), "segmentor", output={"palette": [[9, 8, 7]]})
+    for name in ("a", "b"):
+        (job.path / name).mkdir()
+        level = np.full((32, 32, 3), ord(name), np.uint8)
+        Image.fromarray(level).save(job.path / name / "müll.png")
+    (job.path / "in.txt").write_text("a/müll.png\nb/müll.png\n")
+
+    rows = job.do(
+        model_path="model",
+        model_type="segmentor",
+        segmentation_output="png",
+        output_dir="maps",
+        input_table=None,
+        input_oss_file="in.txt",
+        reserved_columns=None,
+        batch_size=2,
+    )
+
+    paths = [row["prediction_result"]["preds"] for row in rows]
+    assert "maps/preds/müll.png" in paths
+    assert all(path.startswith("maps/preds/müll") for path in paths)
+    for path, name in zip(paths, "ab", strict=True):
+        image = Image.open(job.path / path)
+        assert (np.asarray(image) == ord(name)).all()
+        assert (image.getpalette() or [])[:3] == [9, 8, 7]
+
+
+def test_code_that_goes_elsewhere_leaves_its_files_in_place(
+    job: JobFolder, mine: Callable[..., list[Any]]
+) -> None:
+    text = MINE + (
+        "    def __init__(self, path): os.chdir('/')\n"
+        "    def get_output_type(self): return {'x': 'image'}\n"
+        "    def tell(self, it): return {'x': np.zeros((2, 2, 3), np.uint8)}\n"
+    )
+
+    results = mine(text, [{}], output_dir="files")
+
+    assert results == [{"x": "files/x/0.jpg"}]
+    assert (job.path / "files" / "x" / "0.jpg").exists()
+
+
+def test_process_that_ends_while_it_starts_is_no_success(job: JobFolder) -> None:
+    (job.path / "mine.py").write_text(MINE + "    def __init__(self, path): os._exit(0)\n")
+    (job.path / "in.jsonl").write_text("{}\n")
+    job.write(**CUSTOM)
+
+    done = job.run()
+
+    assert done.returncode == 4, done.stderr
+    assert "predictor[0] died 10 times without progress, last: exit code 0" in done.stderr
 
 
 # --- kills ----------------------------------------------------------------------------------------

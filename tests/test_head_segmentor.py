@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import numpy as np
 import pytest
 from modelfolder import head_of, result_of
+from PIL import Image
 
 from evmp.errors import ModelError
 
@@ -120,3 +122,34 @@ def test_a_dynamic_input_may_give_another_size_but_no_other_classes() -> None:
     assert json.loads(result)["preds"] == segments_of(SCORES)["preds"][:1]
     with pytest.raises(ModelError, match="at first it was"):
         head.results([{"0": SCORES[:2]}], [(9, 9)])
+
+
+def png_of(array: np.ndarray, **output: Any) -> Image.Image:
+    head = head_of("segmentor", segmentation_output="png", output=output)
+    head.check([{"0": array}])
+    (file,) = head.results([{"0": array}], [(32, 32)])
+    return Image.open(io.BytesIO(file))
+
+
+def test_png_holds_the_class_of_each_pixel() -> None:
+    image = png_of(SCORES, palette=[[1, 2, 3], [40, 50, 60]])
+
+    assert (image.format, image.mode) == ("PNG", "P")
+    np.testing.assert_array_equal(np.asarray(image), SCORES.argmax(0))
+    colours = image.getpalette() or []
+    assert colours[:9] == [1, 2, 3, 40, 50, 60, 0, 128, 0]
+
+
+def test_colours_are_those_of_pascal_voc_by_default() -> None:
+    colours = png_of(np.array([[0, 255]], np.int64)).getpalette() or []
+
+    assert colours[3 * 1 : 3 * 4] == [128, 0, 0, 0, 128, 0, 128, 128, 0]
+    assert colours[3 * 15 : 3 * 16] == [192, 128, 128]
+    assert colours[3 * 20 : 3 * 21] == [0, 64, 128]
+    assert colours[3 * 255 :] == [224, 224, 192]
+
+
+@pytest.mark.parametrize("number", [-1, 256])
+def test_class_that_no_palette_holds_fails_the_row(number: int) -> None:
+    with pytest.raises(ModelError, match="of which a PNG holds 0 to 255"):
+        png_of(np.array([[0, number]], np.int64))

@@ -47,6 +47,8 @@ class Head(Protocol):
     def results(self, outputs: Outputs, sizes: Sequence[tuple[int, int]]) -> list[bytes]:
         """Turn the outputs of some rows into one JSON object each, in their order.
 
+        With `segmentation_output: png` it is one PNG file each.
+
         Args:
             sizes: (height, width) of the original images, in pixels.
 

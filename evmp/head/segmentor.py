@@ -4,14 +4,19 @@
 score, of equal ones the lowest number. A model of one class gives 1 where its probability is at
 least 0.5, and 0 elsewhere. A model that ends in an argmax gives class numbers, and has no `probs`.
 A pixel whose best score is NaN or infinite fails the row.
+
+With `segmentation_output: png` the result is a file: a PNG whose pixels are class numbers, shown in
+the colours of `output.palette`.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from PIL import Image
 
 from evmp.errors import ModelError
 from evmp.head.array import Array, Row, activate, check_finite, class_names, dump, pick
@@ -22,6 +27,7 @@ if TYPE_CHECKING:
 
 FOREGROUND = 0.5
 """The probability from which on a pixel is of the one class of a model that has no other."""
+MAX_COLORS: Final = 256  # of a PNG with a palette
 
 
 class Segmentor:
@@ -31,9 +37,10 @@ class Segmentor:
         """Make the head of a package.
 
         Args:
-            parts: `preds`, `probs` or `both`.
+            parts: `preds`, `probs`, `both` or `png`.
         """
         self._package = package
+        self._palette = _whole_palette(package.output.palette)
         self._parts = ("preds", "probs") if parts == "both" else (parts,)
         self._shape: tuple[int, ...] = ()
 
@@ -66,8 +73,27 @@ class Segmentor:
                 f"the model returned {(1, *found.shape)} for this image, at first it was "
                 f"{(1, *self._shape)}"
             )
+        if self._parts == ("png",):
+            return self._png(self._preds(found))
         parts = {"preds": self._preds, "probs": self._probs}
         return dump({name: parts[name](found) for name in self._parts})
+
+    def _png(self, preds: Array) -> bytes:
+        """Return a file.
+
+        Raises:
+            ModelError: a class has no place in a palette.
+        """
+        if preds.min() < 0 or preds.max() >= MAX_COLORS:
+            raise ModelError(
+                f"the model returned classes from {preds.min()} to {preds.max()} for this image, "
+                f"of which a PNG holds 0 to {MAX_COLORS - 1}; set segmentation_output: preds"
+            )
+        image = Image.fromarray(preds.astype(np.uint8))
+        image.putpalette(self._palette)
+        file = io.BytesIO()
+        image.save(file, "PNG")
+        return file.getvalue()
 
     def _lasting(self, found: Array) -> tuple[int, ...]:
         """Return what is the same for every image: the shape, or the classes in a dynamic one."""
@@ -89,6 +115,22 @@ class Segmentor:
         """Return (H, W, C) float32."""
         probabilities = activate(found, self._package.activation, axis=0)
         return np.ascontiguousarray(probabilities.transpose(1, 2, 0))
+
+
+def _whole_palette(colors: Sequence[tuple[int, int, int]]) -> bytes:
+    """Return red, green and blue of 256 classes: those given, and for the rest PASCAL VOC's."""
+    return b"".join(
+        bytes(colors[number] if number < len(colors) else _voc_color(number))
+        for number in range(MAX_COLORS)
+    )
+
+
+def _voc_color(number: int) -> tuple[int, ...]:
+    """Return the colour of a class: its bits, dealt to red, green and blue from their top down."""
+    return tuple(
+        sum((number >> 3 * place + channel & 1) << 7 - place for place in range(3))
+        for channel in range(3)
+    )
 
 
 def _map_of(row: Row) -> Array:

@@ -49,6 +49,7 @@ HEEDED_BY: dict[str, tuple[str, ...]] = {
     "activation": (*CLASSES, "text_detector", *READERS),
     "labels": (*CLASSES, *READERS),
     "label_offset": CLASSES,
+    "palette": ("segmentor",),
     "pooling": ("feature_extractor",),
     "boxes": ("detector",),
     "text.threshold": ("text_detector",),
@@ -117,6 +118,7 @@ Divisor = Annotated[float, Field(strict=True, allow_inf_nan=False, gt=0), from_t
 Divisors = Annotated[tuple[Divisor, Divisor, Divisor], BeforeValidator(_triple)]
 Level = Annotated[int, Field(strict=True, ge=0, le=255), from_text(int)]
 Color = Annotated[tuple[Level, Level, Level], BeforeValidator(_triple)]
+Palette = Annotated[tuple[Color, ...], Field(max_length=256), BeforeValidator(_triple)]
 InnerFile = Annotated[str, AfterValidator(_inside)]
 ClassNumber = Annotated[Integer, Field(ge=-1_000_000, le=1_000_000)]
 ClassNumbers = Annotated[
@@ -341,6 +343,12 @@ class ModelOutput(BaseModel):
         "what turns scores into probabilities; `none` where they are; `auto` is softmax for "
         "classifier, segmentor and readers of text, sigmoid for multilabel_classifier, none for "
         "detectors",
+    )
+    palette: Palette = key(
+        OUTPUT,
+        (),
+        "the red, green and blue of each class from 0 on, in the PNG of `segmentation_output: "
+        "png`; by default those of PASCAL VOC",
     )
     labels: Labels = key(
         OUTPUT,
