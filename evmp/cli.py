@@ -29,6 +29,7 @@ Examples:
   evmp --config job.yaml -Dbatch_size=32     with another value for a key
   evmp --config job.yaml --fresh             forget what was done, and start over
   evmp --config job.yaml --retry-failed      do the failed rows of a finished job again
+  evmp export torchvision:resnet18 model     make a model package; see evmp export --help
 
 \b
 Exit codes:
@@ -48,8 +49,21 @@ _KINDS = {
 }
 
 
-@click.command(epilog=EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--config", "config", metavar="JOB.YAML", required=True, help="The job file.")
+EXPORT_EXAMPLES = """
+\b
+Examples:
+  evmp export torchvision:resnet50 out/resnet50
+  evmp export torchvision:resnet18 out/cats --weights cats.pth --labels cats.txt --classes 2
+  evmp export torchvision:resnet18 out/features --features layer4,fc=logits
+  evmp export timm:efficientnet_lite0 out/lite0
+  evmp export yolo.onnx out/yolo --type detector -Doutput.boxes.layout=box_classes
+"""
+
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(epilog=EXAMPLES, context_settings=HELP_NAMES, invoke_without_command=True)
+@click.option("--config", "config", metavar="JOB.YAML", help="The job file.")
 @click.option(
     "-D", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of the job file."
 )
@@ -58,8 +72,10 @@ _KINDS = {
 @click.option("--retry-failed", is_flag=True, help="Do the failed rows of a finished job again.")
 @click.option("--quiet", is_flag=True, help="No progress and no summary, only what went wrong.")
 @click.version_option(__version__, prog_name="evmp", message="%(prog)s %(version)s")
+@click.pass_context
 def command(
-    config: str,
+    context: click.Context,
+    config: str | None,
     overrides: tuple[str, ...],
     check: bool,
     fresh: bool,
@@ -71,6 +87,12 @@ def command(
     One result per input row, in input order. A row that fails becomes an error row; a job that is
     stopped or killed goes on where it was when the same command is run again.
     """
+    if context.invoked_subcommand:
+        if config is not None:
+            raise click.UsageError(f"--config does not go with {context.invoked_subcommand}")
+        return
+    if config is None:
+        raise click.UsageError("Missing option '--config'.")
     if retry_failed and (fresh or check):
         raise click.UsageError("--retry-failed does not go with --fresh or --check")
     from evmp.job import load_job
@@ -102,6 +124,49 @@ def command(
         )
     else:
         _summarise(plan, report)
+
+
+@command.command("export", epilog=EXPORT_EXAMPLES, context_settings=HELP_NAMES)
+@click.argument("source")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--type", "model_type", metavar="TYPE", default="", help="The model_type.")
+@click.option(
+    "--weights",
+    metavar="FILE|NAME",
+    default="",
+    help="A checkpoint, a name of torchvision's, none.",
+)
+@click.option("--features", metavar="A,B=NAME", default="", help="What a network shall return.")
+@click.option(
+    "--classes", type=click.IntRange(0), default=0, help="How many a network tells apart."
+)
+@click.option("--labels", metavar="FILE", default="", help="The class names, one a line.")
+@click.option("-D", "settings", metavar="KEY=VALUE", multiple=True, help="Set a key of model.yaml.")
+@click.option("--force", is_flag=True, help="Replace a package that is there.")
+def export(
+    source: str,
+    folder: Path,
+    model_type: str,
+    weights: str,
+    features: str,
+    classes: int,
+    labels: str,
+    settings: tuple[str, ...],
+    force: bool,
+) -> None:
+    """Make a model package FOLDER of SOURCE, and run it once.
+
+    SOURCE is a TorchScript archive, a program of torch.export, an ONNX model, or the name of a
+    network: torchvision:NAME or timm:NAME, whose preprocessing and labels go into model.yaml.
+    """
+    from evmp.export import Request, export
+
+    nodes = tuple(it.strip() for it in features.split(",") if it.strip())
+    request = Request(source, model_type, weights, nodes, classes, labels, settings)
+    try:
+        click.echo(export(request, folder, force=force))
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

@@ -56,7 +56,8 @@ def test_version_is_one_line(run_evmp: Run) -> None:
     [
         ((), "Missing option '--config'"),
         (("--config", "job.yaml", "--chek"), "No such option"),
-        (("--config", "job.yaml", "more"), "Got unexpected extra argument (more)"),
+        (("--config", "job.yaml", "more"), "No such command 'more'"),
+        (("--config", "job.yaml", "export", "a.onnx", "b"), "--config does not go with export"),
     ],
 )
 def test_wrong_arguments_are_2(run_evmp: Run, arguments: tuple[str, ...], message: str) -> None:

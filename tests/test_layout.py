@@ -16,7 +16,7 @@ from conftest import ROOT
 LAYERS = [
     "__main__",
     "cli",
-    "check",
+    "check export",
     "run",
     "pipeline publish progress",
     "zygote",
@@ -90,7 +90,7 @@ def ask_python(code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["cli", "pipeline", "supervisor", "model.package", "source", "sink"]
+    "module", ["cli", "export", "pipeline", "supervisor", "model.package", "source", "sink"]
 )
 def test_supervising_process_imports_nothing_heavy(module: str) -> None:
     modules = ask_python(f"import sys, evmp.{module}; print(*sys.modules)").split()

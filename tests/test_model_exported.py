@@ -152,9 +152,9 @@ class Grid(nn.Module):
 
 
 def test_a_program_moves_with_the_tensors_that_it_makes(tmp_path: Path) -> None:
-    from evmp.model.exported import _load, _module
+    from evmp.model.exported import _module, load_program
 
-    program = _load(export(Grid(), tmp_path / "m.pt2"))
+    program = load_program(export(Grid(), tmp_path / "m.pt2"))
 
     moved = _module(program, "meta")(torch.zeros(2, 3, SIZE, SIZE, device="meta"))
 

@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeAlias, TypeVar, cast
 
@@ -123,7 +124,7 @@ def preload(package: ModelPackage) -> None:
     _set_environment()
     kind = kind_of(package.weights)
     if kind == "onnx":
-        _import_onnx(package)
+        import_onnx(package.weights)
         return
     from evmp.model.operators import register_operators
 
@@ -150,7 +151,7 @@ def open_model(
     options = package, device, batch_size, threads, cpu_batch_size
     kind = kind_of(package.weights)
     if kind == "onnx":
-        return cast(Model, _import_onnx(package).open_onnx(*options))
+        return cast(Model, import_onnx(package.weights).open_onnx(*options))
     if kind == "exported":
         from evmp.model.exported import open_exported
 
@@ -168,11 +169,17 @@ def _set_environment() -> None:
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
-def _import_onnx(package: ModelPackage) -> ModuleType:
+def import_onnx(file: Path) -> ModuleType:
+    """Import the adapter of ONNX models, and onnxruntime with it.
+
+    Raises:
+        ModelError: it cannot be imported; the message says for which file.
+    """
+    _set_environment()
     try:
         return import_module("evmp.model.onnx")
     except (ImportError, OSError) as error:
         raise ModelError(
-            f"{package.weights}: an ONNX model needs onnxruntime, which cannot be imported "
-            f"({error}); install evmp[onnx]"
+            f"{file}: an ONNX model needs onnxruntime, which cannot be imported ({error}); install "
+            "evmp[onnx]"
         ) from error

@@ -39,7 +39,7 @@ def open_exported(
     """Load a program for a device; see `evmp.model.open_model`."""
     set_threads(threads)
     register_operators(package.weights)
-    program = _load(package.weights)
+    program = load_program(package.weights)
     least, most = _batch_sizes(program, package)
     _check_evaluates(program, package.weights)
     return open_network(
@@ -53,7 +53,12 @@ def open_exported(
     )
 
 
-def _load(file: Path) -> Any:
+def load_program(file: Path) -> Any:
+    """Load a program of torch.export; see register_operators, which comes first.
+
+    Raises:
+        ModelError: this torch cannot.
+    """
     with open(file, "rb") as stream, _quiet() as causes:
         try:
             return torch.export.load(stream)
@@ -84,18 +89,27 @@ def _quiet() -> Iterator[list[Exception]]:
         log.removeFilter(collect)
 
 
+def input_shapes(program: Any) -> dict[str, tuple[Any, ...]]:
+    """Return the shapes of a program's inputs by name; a size that is not fixed is no integer."""
+    return {name: tuple(getattr(it, "shape", ())) for name, it in _inputs(program).items()}
+
+
+def _inputs(program: Any) -> dict[str, Any]:
+    """Return stand-ins for a program's inputs, which have their shapes and types."""
+    names = set(program.graph_signature.user_inputs)
+    nodes = [it for it in program.graph.nodes if it.op == "placeholder" and it.name in names]
+    return {node.name: node.meta.get("val") for node in nodes}
+
+
 def _batch_sizes(program: Any, package: ModelPackage) -> tuple[int, float]:
     """Return the smallest and the largest batch that a program takes.
 
     Raises:
         ModelError: it takes anything but a batch of images of the package's size.
     """
-    names = set(program.graph_signature.user_inputs)
-    nodes = [it for it in program.graph.nodes if it.op == "placeholder" and it.name in names]
-    values = {node.name: node.meta.get("val") for node in nodes}
-    shapes = {name: tuple(getattr(it, "shape", ())) for name, it in values.items()}
+    shapes = input_shapes(program)
     name = image_input(shapes, package)
-    value, shape = values[name], shapes[name]
+    value, shape = _inputs(program)[name], shapes[name]
     if not value.is_floating_point():
         raise ModelError(
             f"{package.weights}: the model's input {name} is {value.dtype}, expected float"

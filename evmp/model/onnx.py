@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -55,6 +56,17 @@ def open_onnx(
             f"{package.weights}: precision: got {package.precision}, but an ONNX model computes in "
             "the types that it was exported with; leave precision out of model.yaml"
         )
+    session = open_session(package.weights, device, threads)
+    is_gpu = CUDA in session.get_providers()
+    return OnnxModel(session, package, batch_size if is_gpu else cpu_batch_size)
+
+
+def open_session(file: Path, device: str = "cpu", threads: int = 1) -> Any:
+    """Load a file into onnxruntime.
+
+    Raises:
+        ModelError: it cannot, or there is no such device.
+    """
     onnxruntime.set_default_logger_severity(QUIET)
     providers = _providers(device)
     options = onnxruntime.SessionOptions()
@@ -63,17 +75,17 @@ def open_onnx(
     # Threads that wait for each other sleep rather than take the decoders' cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        session = onnxruntime.InferenceSession(str(package.weights), options, providers=providers)
+        session = onnxruntime.InferenceSession(str(file), options, providers=providers)
     except FAILURES as error:
         raise ModelError(
-            f"{package.weights}: onnxruntime {VERSION} cannot load it: {explain(error)}"
+            f"{file}: onnxruntime {VERSION} cannot load it: {explain(error)}"
         ) from error
     if CUDA in providers and CUDA not in session.get_providers():
         raise ModelError(
             f"device: got {device}, but onnxruntime {VERSION} cannot start CUDA; install the "
             "libraries that it wants, or set device: cpu"
         )
-    return OnnxModel(session, package, batch_size if CUDA in providers else cpu_batch_size)
+    return session
 
 
 class OnnxModel:
