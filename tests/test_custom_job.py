@@ -310,6 +310,20 @@ def test_process_that_misbehaves_costs_its_row_and_nothing_else(
             assert result == {"id": row["id"]}
 
 
+def test_process_that_is_killed_for_its_memory_comes_back(
+    mine: Callable[..., list[Any]], job: JobFolder
+) -> None:
+    leak = "\n    n = 0\n    def tell(self, it):\n        self.n += 1\n"
+    leak += "        if self.n == 6: os.kill(os.getpid(), 9)  # as the kernel does\n"
+    rows = [{"id": i} for i in range(30)]
+
+    results = mine(MINE + leak + "        return it\n", rows)
+
+    assert results == rows
+    record = json.loads((job.path / "out.jsonl.evmp.json").read_text())
+    assert record["run"]["restarts"] >= 5
+
+
 def test_traceback_of_the_user_is_in_the_log_and_not_in_the_row(job: JobFolder) -> None:
     (job.path / "mine.py").write_text(TROUBLE)
     (job.path / "in.jsonl").write_text('{"do": "fail"}\n{"do": "set"}\n')
