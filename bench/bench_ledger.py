@@ -220,16 +220,6 @@ def timed(work: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def show(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print a table."""
-    print(f"\n{name}")
-    for row in rows:
-        cells = (
-            f"{key} {v:.2f}" if isinstance(v, float) else f"{key} {v}" for key, v in row.items()
-        )
-        print("  " + ", ".join(cells), flush=True)
-
-
 def main() -> None:
     """Measure and print everything."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -246,17 +236,7 @@ def main() -> None:
         "runs": runs(QUICK_SIZES if options.quick else SIZES, n_rounds),
         "commit": commits(20 if options.quick else COMMITS),
     }
-    for name, rows in tables.items():
-        show(name, rows)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        document = {
-            "bench": "ledger",
-            "machine": harness.machine(),
-            "versions": harness.versions(["numpy", "pyarrow"]),
-            "tables": tables,
-        }
-        options.json.write_text(json.dumps(document, indent=1))
+    harness.tell(options.json, "ledger", ["numpy", "pyarrow"], tables)
 
 
 if __name__ == "__main__":

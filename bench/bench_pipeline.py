@@ -223,12 +223,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small tables, one round")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
-    document: dict[str, Any] = {
-        "bench": "pipeline",
-        "machine": harness.machine(),
-        "versions": harness.versions(PACKAGES),
-        "works": {},
-    }
+    works: dict[str, Any] = {}
     for work in options.work.split(","):
         sizes = (QUICK_SIZES if options.quick else SIZES)[work]
         if options.rows:
@@ -240,15 +235,8 @@ def main() -> None:
         bound = stages.bound(work)
         rows = contest.figures()
         show(work, rows, bound)
-        document["works"][work] = {
-            "sizes": sizes,
-            "rounds": n_rounds,
-            "bound": bound,
-            "rows": rows,
-        }
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(document, indent=1))
+        works[work] = {"sizes": sizes, "rounds": n_rounds, "bound": bound, "rows": rows}
+    harness.write(options.json, "pipeline", PACKAGES, works=works)
 
 
 def _is_chosen(name: str, only: str) -> bool:

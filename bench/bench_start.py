@@ -167,14 +167,6 @@ def children() -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def show(name: str, rows: list[dict[str, Any]]) -> None:
-    """Print a table."""
-    print(f"\n{name}")
-    for row in rows:
-        cells = (f"{key} {v:.0f}" if isinstance(v, float) else f"{v}" for key, v in row.items())
-        print("  " + ", ".join(cells), flush=True)
-
-
 def main() -> None:
     """Measure and print everything."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -188,17 +180,7 @@ def main() -> None:
         for n in N_PREDICTORS[: 1 if options.quick else None]
         for before in (False, True)
     ]
-    for name, rows in tables.items():
-        show(name, rows)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        document = {
-            "bench": "start",
-            "machine": harness.machine(),
-            "versions": harness.versions(["numpy", "pyarrow", "pydantic", "torch"]),
-            "tables": tables,
-        }
-        options.json.write_text(json.dumps(document, indent=1))
+    harness.tell(options.json, "start", ["numpy", "pyarrow", "pydantic", "torch"], tables)
 
 
 if __name__ == "__main__":

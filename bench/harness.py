@@ -99,16 +99,8 @@ class Bench:
 
     def finish(self) -> None:
         """Write the rows, the machine and the versions, if asked to."""
-        if self._json:
-            self._json.parent.mkdir(parents=True, exist_ok=True)
-            document = {
-                "bench": self._name,
-                "machine": machine(),
-                "versions": versions(self._packages),
-                "rows": [asdict(row) for row in self.rows],
-                "tables": self.tables,
-            }
-            self._json.write_text(json.dumps(document, indent=1))
+        rows = [asdict(row) for row in self.rows]
+        write(self._json, self._name, self._packages, rows=rows, tables=self.tables)
 
 
 def show(row: Row) -> None:
@@ -118,6 +110,32 @@ def show(row: Row) -> None:
         f"{row.rate:9.0f} {row.unit:8s} {row.ratio:5.2f}",
         flush=True,
     )
+
+
+def tell(
+    path: Path | None, bench: str, packages: Sequence[str], tables: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Print what a script has found that has tables of its own, and write it, if there is a path.
+
+    Args:
+        tables: by title; the rows of a table have the same keys.
+    """
+    for name, rows in tables.items():
+        print(f"\n{name}")
+        for row in rows:
+            cells = (
+                f"{key} {v:.2f}" if isinstance(v, float) else f"{key} {v}" for key, v in row.items()
+            )
+            print("  " + ", ".join(cells), flush=True)
+    write(path, bench, packages, tables=tables)
+
+
+def write(path: Path | None, bench: str, packages: Sequence[str], **content: Any) -> None:
+    """Write what a script has found, with the machine and the versions, if there is a path."""
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {"bench": bench, "machine": machine(), "versions": versions(packages)}
+        path.write_text(json.dumps({**about, **content}, indent=1))
 
 
 def measure(contenders: Mapping[str, Work], seconds: float) -> dict[str, list[float]]:
