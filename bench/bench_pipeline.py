@@ -36,6 +36,7 @@ from task import Task  # noqa: E402
 SIZES = {"w1": (2000, 20000), "w2": (200, 1200)}
 QUICK_SIZES = {"w1": (200, 1000), "w2": (20, 100)}
 ROUNDS = {"w1": 5, "w2": 3}
+NETWORKS = {"w3": ("resnet50", "fp16")}
 PACKAGES = ["numpy", "opencv-python-headless", "pyarrow", "pybase64", "simplejpeg", "torch"]
 PACKAGES += ["daft", "ray", "spdl"]
 LIMIT_SECONDS = 900.0
@@ -76,8 +77,14 @@ class Run:
     """Seconds from the start of the process to the first row consumed; 0 where unknown."""
 
 
-def run_once(contestant: Contestant, work: str, n_rows: int, *, sample: bool) -> Run:
+def run_once(
+    contestant: Contestant, work: str, n_rows: int, *, sample: bool, device: str = "cpu"
+) -> Run:
     """Run a contestant once.
+
+    Args:
+        sample: see cost.measure.
+        device: where the network of W3 runs.
 
     Raises:
         CommandFailed: it failed, or has not done every row.
@@ -86,11 +93,12 @@ def run_once(contestant: Contestant, work: str, n_rows: int, *, sample: bool) ->
         task = Task(
             work=work,
             table=str(workload.table(n_rows)),
-            network=str(workload.network() / "model.pt"),
+            network=str(workload.network(*NETWORKS.get(work, ())) / "model.pt"),
             out=f"{folder}/out.jsonl",
             resize=contestant.resize,
             n_cores=len(os.sched_getaffinity(0)),
             report=f"{folder}/report.json",
+            device=device,
         )
         command = [sys.executable, str(PEERS / f"{contestant.script}.py"), json.dumps(asdict(task))]
         environment = {**os.environ, "PYTHONPATH": str(PEERS)}

@@ -20,6 +20,7 @@ peers in the same run, in turns. LIMITS.md tells what the figures mean.
 """
 TITLES = {
     "pipeline": "The pipeline against its peers",
+    "gpu": "On a GPU",
     "decode": "A JPEG to a row",
     "resize": "Resize and normalise",
     "base64": "Base64",
@@ -50,6 +51,7 @@ def document_of(result: dict[str, Any]) -> str:
     about = f"{head} on {machine}; {versions}.\n"
     body: Callable[[dict[str, Any]], str] = {
         "pipeline": works,
+        "gpu": tables,
         "start": tables,
         "ledger": tables,
     }.get(result["bench"], kernels)

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -37,6 +38,7 @@ QUALITY = 90
 MODEL_YAML = """\
 model_type: classifier
 weights: model.pt
+precision: {precision}
 input:
   height: 224
   width: 224
@@ -53,9 +55,10 @@ def table(n_rows: int) -> Path:
     return _made(f"rows-{n_rows}", ".parquet", PHOTOGRAPHS, lambda path: _write_table(n_rows, path))
 
 
-def network() -> Path:
-    """Return a model package: a TorchScript network of ResNet-18's size, with random weights."""
-    return _made("resnet18", "", NETWORK, _write_network)
+def network(name: str = "resnet18", precision: str = "fp32") -> Path:
+    """Return a model package: a TorchScript network of this size, with random weights."""
+    make = partial(_write_network, name, precision)
+    return _made(f"{name}-{precision}", "", NETWORK, make)
 
 
 def photographs() -> list[Image.Image]:
@@ -120,11 +123,11 @@ def _laps(texts: list[bytes]) -> Iterator[str]:
         random.shuffle(texts)
 
 
-def _write_network(folder: Path) -> None:
+def _write_network(name: str, precision: str, folder: Path) -> None:
     folder.mkdir()
-    (folder / "model.yaml").write_text(MODEL_YAML)
+    (folder / "model.yaml").write_text(MODEL_YAML.format(precision=precision))
     # In a process of its own: whoever asks for the path need not have torch in memory.
-    subprocess.run([sys.executable, NETWORK, folder / "model.pt"], check=True)
+    subprocess.run([sys.executable, NETWORK, folder / "model.pt", name], check=True)
 
 
 def _made(name: str, suffix: str, script: Path, make: Callable[[Path], None]) -> Path:

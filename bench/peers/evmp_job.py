@@ -63,8 +63,8 @@ class Consumer:
 
 
 def job_of(task: Task) -> dict[str, Any]:
-    """Return the job file: W1 needs decoders most, W2 a predictor a core."""
-    return {
+    """Return the job file: W1 needs decoders most, W2 a predictor a core, W3 decoders for a GPU."""
+    job = {
         "model_path": str(Path(task.network).parent),
         "model_type": "classifier",
         "top_k": 5,
@@ -80,6 +80,15 @@ def job_of(task: Task) -> dict[str, Any]:
         "batch_size": 16,
         "queue_size": 256,
     }
+    if task.work == "w3":
+        job |= {
+            "device": task.device,
+            "preprocess_thread_num": max(1, task.n_cores - 1),
+            "predict_thread_num": 3 if task.device == "cuda" else 1,
+            "batch_size": 256,
+            "queue_size": 2048,
+        }
+    return job
 
 
 def prepare(task: Task) -> None:

@@ -14,13 +14,14 @@ class Task:
     """What to run.
 
     Attributes:
-        work: "w1" or "w2".
+        work: "w1", "w2" or "w3".
         table: Parquet, columns id and image.
         network: a TorchScript file.
-        out: where W2's lines go.
+        out: where the lines of W2 and W3 go.
         resize: "cv2" or "torch".
         n_cores: how many to use.
         report: where to leave the report.
+        device: where the network of W3 runs, "cuda" or "cpu".
     """
 
     work: str
@@ -30,6 +31,7 @@ class Task:
     resize: str
     n_cores: int
     report: str
+    device: str = "cpu"
 
 
 def parse() -> Task:

@@ -1,9 +1,10 @@
 """What every peer does with a row, and the frame of a peer's process.
 
 W1 is Base64, JPEG, antialiased resize to 224 x 224, float32 planes, consumed. W2 goes on through a
-network and writes a JSON line for each row. The functions here are the fastest of those that the
-peers' users have at hand and that do the same work: pybase64, simplejpeg, and for the resize cv2's
-INTER_AREA or torch's antialias, the only fast ones that do not alias (see bench/README.md).
+network and writes a JSON line for each row; W3 does so through a larger one on a GPU (gpu.py). The
+functions here are the fastest of those that the peers' users have at hand and that do the same
+work: pybase64, simplejpeg, and for the resize cv2's INTER_AREA or torch's antialias, the only fast
+ones that do not alias (see bench/README.md).
 
 A peer is a script with a function `run(task, sink)`. It is started with one argument, the task as
 JSON, and leaves a report: how many rows, what they looked like, when the first was consumed.
@@ -172,7 +173,7 @@ def main(run: Callable[[Task, Sink], None]) -> None:
     """Run a peer."""
     task = parse()
     with open(task.out, "wb") as file:
-        sink = Written(file) if task.work == "w2" else Consumed()
+        sink = Consumed() if task.work == "w1" else Written(file)
         run(task, sink)
     finished = time.monotonic()
     write_report(task, rows=sink.rows, total=sink.total, first=sink.first, finished=finished)
