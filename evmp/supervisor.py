@@ -192,6 +192,8 @@ class Supervisor:
             return
         if words and words["error"]:
             raise _error_of(words)
+        if words:
+            cause += f": {str(words['message']).splitlines()[-1]}"
         self._count_death(post, cause, words)
         log.warning("%s died (%s) and is started again", post.seat.name, cause)
         post.settle(cause)

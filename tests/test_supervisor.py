@@ -169,6 +169,19 @@ def test_exit_code_is_a_death_too() -> None:
     assert office.causes == ["exit code 70"]
 
 
+def test_cause_of_a_death_holds_the_last_line_of_its_last_words() -> None:
+    def life(seat: Seat) -> int:
+        if once(seat):
+            seat.set_last_words({"error": "", "message": "Traceback:\nDeviceLost: CUDA error"})
+            return 70
+        return 0
+
+    office = Office(life)
+    office.run()
+
+    assert office.causes == ["exit code 70: DeviceLost: CUDA error"]
+
+
 def test_process_that_keeps_dying_ends_the_work() -> None:
     def life(seat: Seat) -> int:
         os.write(2, b"cannot map the image\n")
