@@ -70,3 +70,16 @@ class Stillborn(torch.nn.Module):
         least = -9223372036854775807 - 1
         divisor = -int(x.size(1) // 3)
         return self.network(x) + float((least // divisor) * 0)
+
+
+class Stray(torch.nn.Module):
+    """Looks far behind the end of a table for a batch with a white image in it."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("table", torch.zeros(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        is_white = x.flatten(1).min(1)[0].max() > 0.999
+        return self.network(x) + self.table[is_white.long().reshape(1) * 1000000]
