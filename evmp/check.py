@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -80,7 +81,7 @@ def _describe(plan: Plan) -> list[str]:
     n_blocks = -(-plan.source.n_rows // plan.block_rows)
     return [
         f"input        {job.input_table or job.input_oss_file}: {plan.source.n_rows} rows",
-        f"model        {_describe_model(plan)}",
+        *(f"model        {model}" for model in _describe_models(plan)),
         f"output       {plan.target.path}",
         f"blocks       {n_blocks} of up to {plan.block_rows} rows",
         f"workers      {job.num_worker}, each 1 reader, {layout.n_decoders} decoders, "
@@ -93,12 +94,12 @@ def _describe(plan: Plan) -> list[str]:
     ]
 
 
-def _describe_model(plan: Plan) -> str:
+def _describe_models(plan: Plan) -> Iterator[str]:
     if plan.package is None:
-        return f"{plan.job.model_path}: {plan.job.model_type}, {plan.job.user_predictor_cls}"
-    spec = plan.package.input
-    size = f"{'up to ' * (spec.size == 'dynamic')}{spec.width} x {spec.height}"
-    return (
-        f"{plan.package.weights}: {plan.job.model_type}, {size}, {spec.resize}, "
-        f"{spec.interpolation}"
-    )
+        yield f"{plan.job.model_path}: {plan.job.model_type}, {plan.job.user_predictor_cls}"
+        return
+    for package in plan.package.models:
+        spec = package.input
+        size = f"{'up to ' * (spec.size == 'dynamic')}{spec.width} x {spec.height}"
+        what = f"{package.model_type}, {size}, {spec.resize}, {spec.interpolation}"
+        yield f"{package.weights}: {what}"

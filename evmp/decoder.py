@@ -3,8 +3,9 @@
 One memory pass: Base64 into reused scratch, JPEG into reused scratch, resized into the row's place
 in the batch. A row that cannot be decoded gets its error as its result, and passes on as EMPTY.
 
-For users' code the row becomes a sample instead, with images at their own size: `{"image": array}`,
-or all members of a JSON line, with those that name a file opened.
+For users' code, and for what reads text in whole images, the row becomes a sample instead, with
+images at their own size: `{"image": array}`, or for users' code all members of a JSON line, with
+those that name a file opened.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from evmp.errors import DecodeError
 from evmp.image import Frame, ImageDecoder
 from evmp.metrics import Counter, Seat
 from evmp.ring import POPULATED_BYTES, Header, Mark, Ring
+from evmp.rule import has_custom_code
 from evmp.sample import Sample, SampleTooLarge, pack
 from evmp.source import Kind
 from evmp.source.location import local_path
@@ -62,6 +64,7 @@ class Decoder:
         number: int,
     ) -> None:
         self._job, self._fit = job, fit
+        self._is_custom = has_custom_code(job)
         self._payload, self._pixels, self._results = payload, pixels, results
         self._seat, self._number = seat, number
         self._scratch = bytearray(1 << 18)
@@ -119,7 +122,7 @@ class Decoder:
 
     def _pack(self, kind: int, payload: memoryview, place: memoryview) -> int:
         """Write a row's sample to its place. Returns how many bytes it takes."""
-        if kind == Kind.SAMPLE:
+        if kind == Kind.SAMPLE and self._is_custom:
             sample = {name: self._member(name, it) for name, it in orjson.loads(payload).items()}
         else:
             sample = {"image": self._decoder.decode(self._fetch[kind](payload)).pixels}

@@ -23,7 +23,7 @@ from typing_extensions import Self
 
 from evmp.document import Document, is_utf8, parse_value, read_document
 from evmp.errors import ConfigError, Problem
-from evmp.rule import AVAILABLE_MODEL_TYPES, clashes
+from evmp.rule import clashes
 from evmp.setting import (
     Integer,
     Number,
@@ -81,7 +81,7 @@ class Job(BaseModel):
     )
     model_type: ModelType = _model(
         ...,
-        f"what the model does; this version has {', '.join(AVAILABLE_MODEL_TYPES)}",
+        "what the model does",
         example="classifier",
         result=True,
     )

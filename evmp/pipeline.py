@@ -36,10 +36,11 @@ from evmp.predictor import Predictor
 from evmp.processor import Processor
 from evmp.reader import Reader
 from evmp.ring import Mark, Ring
-from evmp.rule import CUSTOM
+from evmp.rule import TEAM, has_custom_code
 from evmp.sampleengine import CustomPredictor, ImagePredictor, SampleEngine, SamplePredictor
 from evmp.stage import Stage, put_failure, run_stage
 from evmp.supervisor import Post, Supervisor
+from evmp.textreader import TextPredictor
 from evmp.writer import Writer
 from evmp.zygote import Zygote
 
@@ -181,7 +182,7 @@ def _size(files: Sequence[Path]) -> int:
 
 def uses_samples(job: Job) -> bool:
     """Return whether whole samples pass through the worker, and not the model's input."""
-    return job.model_type == CUSTOM or bool(job.user_process_config)
+    return has_custom_code(job) or job.model_type == TEAM
 
 
 def _hops(
@@ -466,8 +467,10 @@ class Worker:
         self._caller.enter()
         if self._package is None:
             return CustomPredictor(self._job, self._caller, gpu, self._files())
-        rows, maps = self._layout.batch_rows, self._maps()
-        return ImagePredictor(self._job, self._package, gpu, rows, maps)
+        rows = self._layout.batch_rows
+        if self._package.parts:
+            return TextPredictor(self._job, self._package, gpu, rows)
+        return ImagePredictor(self._job, self._package, gpu, rows, self._maps())
 
     def _gpu_of(self, number: int) -> str:
         gpus = gpus_of(self._job, self._index)

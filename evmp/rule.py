@@ -1,7 +1,7 @@
 """The rules of a job file that join several keys, and what this version cannot do yet.
 
-When a feature arrives, its keys lose `comes_with` in `evmp.job`, and AVAILABLE_MODEL_TYPES and the
-schemes here gain what it brings.
+When a feature arrives, its keys lose `comes_with` in `evmp.job`, and the schemes here gain what it
+brings.
 """
 
 from __future__ import annotations
@@ -16,18 +16,10 @@ from evmp.value import scheme
 if TYPE_CHECKING:
     from evmp.job import Job
 
-AVAILABLE_MODEL_TYPES = (
-    "feature_extractor",
-    "classifier",
-    "multilabel_classifier",
-    "detector",
-    "segmentor",
-    "text_detector",
-    "text_recognizer",
-    "text_spotter",
-)
 CUSTOM = "self_define"
 """The type that has no model package: the user's predictor opens what it wants."""
+TEAM = "text_detection_recognition"
+"""The type whose package holds two others."""
 LOCATIONS = (
     "model_path",
     "input_table",
@@ -48,6 +40,11 @@ HEEDED_BY = {
 }
 MAX_PROCESSES = 16  # in a chain
 REQUIRED = ("feature_name", "user_predictor_cls")
+
+
+def has_custom_code(job: Job) -> bool:
+    """Return whether users' code takes part in a job."""
+    return job.model_type == CUSTOM or bool(job.user_process_config)
 
 
 def clashes(job: Job) -> Iterator[Clash]:
@@ -147,9 +144,6 @@ def _not_available(job: Job) -> Iterator[Clash]:
         if feature and value != field.default:
             message = f"not available in this version, comes with {feature}"
             yield Clash((name,), message)
-    if job.model_type not in (*AVAILABLE_MODEL_TYPES, CUSTOM):
-        message = f"{job.model_type} is not available in this version, expected "
-        yield Clash(("model_type",), message + " or ".join((*AVAILABLE_MODEL_TYPES, CUSTOM)))
     for name in LOCATIONS:
         if found := scheme(getattr(job, name)):
             message = f"{found}:// is not available in this version, expected a local path"

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from evmp.custom import Caller, Predicting, image_of
-from evmp.engine import by_size, frames_of, open_built_in
+from evmp.engine import by_size, open_built_in
 from evmp.errors import ConfigError
 from evmp.fit import Fit
-from evmp.image import Frame
+from evmp.image import Frame, Pixels
 from evmp.model import Pending
 from evmp.outputdir import OutputFiles, Place, check_keys
 from evmp.result import to_json
@@ -27,6 +27,7 @@ from evmp.sample import Sample, unpack
 if TYPE_CHECKING:
     from evmp.head.array import Row
     from evmp.job import Job
+    from evmp.model import Frames, Outputs
     from evmp.model.package import ModelPackage
     from evmp.ring import Ring
 
@@ -98,6 +99,50 @@ class SampleEngine:
         self._predictor.close()
 
 
+class FittedModel:
+    """A built-in model, and what brings images of any size into its input.
+
+    Args:
+        job, package, gpu, batch_rows: see FrameEngine.
+    """
+
+    def __init__(self, job: Job, package: ModelPackage, gpu: str, batch_rows: int) -> None:
+        self._model, self.head = open_built_in(job, package, gpu, batch_rows)
+        self._fit = Fit(package.input)
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many images it takes at once; `outputs` takes any number."""
+        return self._model.rows_at_once
+
+    def outputs(self, images: Sequence[Pixels]) -> Outputs:
+        """Run the model on images, those of one input size together.
+
+        Args:
+            images: (H, W, 3) uint8 RGB each, C-contiguous.
+
+        Returns: one dict for each, in their order.
+        """
+        outputs: dict[int, Row] = {}
+        sizes = [self._fit.size_of(*image.shape[:2]) for image in images]
+        for size, alike in by_size(sizes).items():
+            while alike:
+                some, alike = alike[: self.rows_at_once], alike[self.rows_at_once :]
+                frames = self._frames([images[i] for i in some], size)
+                found = self._model.predict(frames, range(len(some)))
+                outputs.update(zip(some, found, strict=True))
+        return [outputs[i] for i in range(len(images))]
+
+    def close(self) -> None:
+        self._model.close()
+
+    def _frames(self, images: Sequence[Pixels], size: tuple[int, int]) -> Frames:
+        frames = np.empty((len(images), *size, 3), np.uint8)
+        for image, frame in zip(images, frames, strict=True):
+            self._fit.into(Frame(image, *image.shape[:2]), frame.data.cast("B"))
+        return frames
+
+
 class ImagePredictor:
     """A built-in model on the images of samples; see FrameEngine for its arguments."""
 
@@ -109,26 +154,14 @@ class ImagePredictor:
         batch_rows: int,
         files: OutputFiles | None = None,
     ) -> None:
-        self._model, self._head = open_built_in(job, package, gpu, batch_rows)
+        self._model = FittedModel(job, package, gpu, batch_rows)
         self._files = files
-        self._fit = Fit(package.input)
-        self._batch = np.zeros(
-            (batch_rows, package.input.height * package.input.width * 3), np.uint8
-        )
         self.rows_at_once = min(self._model.rows_at_once, batch_rows)
 
     def predict(self, samples: Sequence[Sample], places: Sequence[Place]) -> list[bytes]:
         images = [image_of(sample) for sample in samples]
-        sizes = [image.shape[:2] for image in images]
-        for image, row in zip(images, self._batch, strict=False):
-            self._fit.into(Frame(image, *image.shape[:2]), row.data)
-        outputs: dict[int, Row] = {}
-        for size, alike in by_size([self._fit.size_of(*size) for size in sizes]).items():
-            found = self._model.predict(
-                frames_of(self._batch.data.cast("B"), len(self._batch), size), alike
-            )
-            outputs.update(zip(alike, found, strict=True))
-        results = self._head.results([outputs[i] for i in range(len(images))], sizes)
+        sizes = [(image.shape[0], image.shape[1]) for image in images]
+        results = self._model.head.results(self._model.outputs(images), sizes)
         return self._files.save_maps(places, results) if self._files else results
 
     def close(self) -> None:

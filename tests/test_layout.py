@@ -22,6 +22,7 @@ LAYERS = [
     "zygote",
     "supervisor child",
     "reader decoder processor predictor writer",
+    "textreader",
     "sampleengine",
     "engine",
     "stage outputdir",

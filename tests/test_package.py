@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -201,8 +203,10 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
 def test_a_model_type_is_required_and_must_be_one_that_works(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model_type: required but missing"):
         load_package(make(tmp_path / "a", "precision: fp16\n"))
-    with pytest.raises(ConfigError, match="text_detection_recognition is not available in this v"):
-        load_package(make(tmp_path / "b", "model_type: text_detection_recognition\n"))
+    with pytest.raises(
+        ConfigError, match="model_type: got self_define, whose model the user's predictor"
+    ):
+        load_package(make(tmp_path / "b", "model_type: self_define\n"))
     with pytest.raises(ConfigError, match=r"model.yaml: empty"):
         load_package(make(tmp_path / "c", ""))
 
@@ -289,6 +293,84 @@ def test_characters_may_begin_with_any_class(tmp_path: Path) -> None:
     package = load_package(make(tmp_path / "model", text))
 
     assert package.characters == (None, "a", None, "b", "c", None)
+
+
+def make_team(folder: Path, model_yaml: str = "", **parts: str) -> Path:
+    """Write a package of a detector and a recognizer; `parts` replaces their model.yaml."""
+    make(folder, f"model_type: text_detection_recognition\n{model_yaml}")
+    texts = {
+        "detector": "model_type: text_detector\n",
+        "recognizer": "model_type: text_recognizer\noutput: {labels: [a]}\n",
+        **parts,
+    }
+    for name, text in texts.items():
+        make(folder / name, text)
+    return folder
+
+
+def test_a_package_of_two_others_is_read_with_them(tmp_path: Path) -> None:
+    folder = make_team(tmp_path / "model", "output: {text: {text_threshold: 0.5}}\n")
+
+    package = load_package(folder)
+
+    detector, recognizer = package.parts
+    assert package.models == package.parts and detector.models == (detector,)
+    assert (detector.model_type, recognizer.model_type) == ("text_detector", "text_recognizer")
+    assert recognizer.characters == (None, "a")
+    assert package.files == (detector.weights, recognizer.weights)
+    assert package.fingerprint()["parts"] == [it.fingerprint() for it in package.parts]
+    (folder / "detector").rename(folder / "finder")
+    with pytest.raises(ModelError, match="detector: no such file or directory"):
+        load_package(folder)
+    (folder / "model.yaml").write_text("model_type: text_detection_recognition\ndetector: finder\n")
+    assert load_package(folder).parts == (
+        replace(
+            detector, directory=folder / "finder", weights=folder / "finder" / detector.weights.name
+        ),
+        recognizer,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model_yaml", "parts", "message"),
+    [
+        ("weights: a.pt\n", {}, "weights: set with model_type: text_detection_recognition, expect"),
+        ("input: {height: 64}\n", {}, "expected only in the packages of detector and recognizer"),
+        ("output: {labels: [a]}\n", {}, "output.labels: set with model_type: text_detection_recog"),
+        ("detector: ../other\n", {}, 'detector: got "../other", expected a file inside the packag'),
+        ("detector: .\n", {}, "model.yaml:1: model_type: got text_detection_recognition, expected"),
+        ("detector: recognizer\n", {}, "model_type: got text_recognizer, expected text_detector"),
+        (
+            "",
+            {"detector": "model_type: text_detector\nx: 1\n"},
+            "detector/model.yaml:2: x: unknown",
+        ),
+        (
+            "",
+            {"recognizer": "model_type: text_recognizer\n"},
+            "recognizer/model.yaml: output.label",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_package_of_two_others_is_said(
+    tmp_path: Path, model_yaml: str, parts: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_package(make_team(tmp_path / "model", model_yaml, **parts))
+
+
+def test_a_part_needs_a_model_yaml(tmp_path: Path) -> None:
+    folder = make_team(tmp_path / "model")
+    (folder / "detector" / "model.yaml").unlink()
+
+    with pytest.raises(ModelError, match=r"got no model.yaml, expected that of a text_detector"):
+        load_package(folder)
+
+
+def test_only_a_package_of_two_others_names_them(tmp_path: Path) -> None:
+    (found,) = problems(tmp_path, "recognizer: rec\n")
+
+    assert "recognizer: set with model_type: classifier, expected only with text_detection" in found
 
 
 @pytest.mark.parametrize(

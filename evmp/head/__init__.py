@@ -11,16 +11,18 @@ row, so that a result does not depend on the batch. Predictor processes use them
     text_detector           lines of text; `quad` calculates
     text_recognizer         what a line says; `reading` decodes
     text_spotter            both
+    text_reader             both, with two models, one after the other
     array                   what they share
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from evmp.errors import ModelError
-from evmp.head.array import Row, shapes_of
+from evmp.head.array import renamed
 from evmp.head.classifier import Classifier
 from evmp.head.detector import Detector
 from evmp.head.feature_extractor import FeatureExtractor
@@ -29,6 +31,7 @@ from evmp.head.segmentor import Segmentor
 from evmp.head.text_recognizer import TextRecognizer
 
 if TYPE_CHECKING:
+    from evmp.head.text_reader import TextReader
     from evmp.job import Job
     from evmp.model import Outputs
     from evmp.model.package import ModelPackage
@@ -85,17 +88,34 @@ def _head(package: ModelPackage, job: Job) -> Head:
             return Classifier(package, top_k=job.top_k)
 
 
+def open_text_reader(package: ModelPackage) -> TextReader:
+    """Make what puts the results of a detector and a recognizer together.
+
+    Raises:
+        ModelError: what it needs is not installed.
+    """
+    with _needs_text(package):
+        from evmp.head.text_reader import TextReader
+    return TextReader(package)
+
+
 def _finder(package: ModelPackage) -> Head:
-    """Make the head of a model that finds text; those alone need the extra `text`."""
-    try:
+    with _needs_text(package):
         from evmp.head.text_detector import TextDetector
         from evmp.head.text_spotter import TextSpotter
+    return TextDetector(package) if package.model_type == "text_detector" else TextSpotter(package)
+
+
+@contextmanager
+def _needs_text(package: ModelPackage) -> Iterator[None]:
+    """Import in here what needs the extra `text`, which only models that find text do."""
+    try:
+        yield
     except ImportError as error:
         raise ModelError(
             f"{package.directory}: a {package.model_type} needs opencv-python-headless and "
             f"pyclipper, which cannot be imported ({error}); install evmp[text]"
         ) from error
-    return TextDetector(package) if package.model_type == "text_detector" else TextSpotter(package)
 
 
 class Opened:
@@ -107,32 +127,9 @@ class Opened:
 
     def check(self, outputs: Outputs) -> None:
         try:
-            self._head.check([self._renamed(row) for row in outputs])
+            self._head.check([renamed(row, self._names) for row in outputs])
         except ModelError as error:
             raise ModelError(f"{self._package.weights}: {error}") from None
 
     def results(self, outputs: Outputs, sizes: Sequence[tuple[int, int]]) -> list[bytes]:
-        return self._head.results([self._renamed(row) for row in outputs], sizes)
-
-    def _renamed(self, row: Row) -> Row:
-        """Return an image's outputs under their new names.
-
-        Raises:
-            ModelError: `output.names` does not fit them.
-        """
-        names = self._names
-        if isinstance(names, dict):
-            is_fit = names.keys() <= row.keys()
-            fresh = [names.get(name, name) for name in row]
-        else:
-            is_fit = len(names) == len(row) and all(name.isdecimal() for name in row)
-            fresh = list(names)
-        if not names:
-            return row
-        if not is_fit or len(set(fresh)) < len(fresh):
-            raise ModelError(
-                f"the model returned {shapes_of(row)} for an image, which output.names does not "
-                "fit; expected a list of as many names, where the outputs are numbered, or a "
-                "mapping of names that are there to new ones"
-            )
-        return dict(zip(fresh, row.values(), strict=True))
+        return self._head.results([renamed(row, self._names) for row in outputs], sizes)

@@ -42,6 +42,29 @@ def pick(row: Row, name: str, meaning: str) -> Array:
     return array
 
 
+def renamed(row: Row, names: tuple[str, ...] | dict[str, str]) -> Row:
+    """Return an image's outputs under the names that `output.names` gives them.
+
+    Raises:
+        ModelError: it does not fit them.
+    """
+    if not names:
+        return row
+    if isinstance(names, dict):
+        is_fit = names.keys() <= row.keys()
+        fresh = [names.get(name, name) for name in row]
+    else:
+        is_fit = len(names) == len(row) and all(name.isdecimal() for name in row)
+        fresh = list(names)
+    if not is_fit or len(set(fresh)) < len(fresh):
+        raise ModelError(
+            f"the model returned {shapes_of(row)} for an image, which output.names does not "
+            "fit; expected a list of as many names, where the outputs are numbered, or a "
+            "mapping of names that are there to new ones"
+        )
+    return dict(zip(fresh, row.values(), strict=True))
+
+
 def shapes_of(row: Row) -> str:
     """Write the names and shapes of an image's outputs: `boxes: (9, 4), labels: (9,)`."""
     return ", ".join(f"{name}: {array.shape}" for name, array in row.items())

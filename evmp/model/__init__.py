@@ -122,6 +122,11 @@ def preload(package: ModelPackage) -> None:
         ModelError: the weights are no model, or what they need is not installed.
     """
     _set_environment()
+    for model in package.models:
+        _preload(model)
+
+
+def _preload(package: ModelPackage) -> None:
     kind = kind_of(package.weights)
     if kind == "onnx":
         import_onnx(package.weights)

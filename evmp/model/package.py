@@ -13,14 +13,22 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from evmp.document import Document, read_document, read_text
 from evmp.errors import ConfigError, ModelError, Problem
 from evmp.model.archive import files_of
-from evmp.model.spec import READERS, ModelBoxes, ModelFile, ModelInput, ModelOutput, ModelText
+from evmp.model.spec import (
+    READERS,
+    ModelBoxes,
+    ModelFile,
+    ModelInput,
+    ModelOutput,
+    ModelText,
+)
+from evmp.rule import TEAM
 from evmp.setting import build, show
 
 __all__ = [
@@ -57,6 +65,14 @@ class ModelPackage:
     output: ModelOutput
     labels: tuple[str, ...]
     """The names as listed, of the classes from `output.label_offset` on; empty without labels."""
+    parts: tuple[ModelPackage, ...] = ()
+    """The detector's and the recognizer's package, for text_detection_recognition; it has no
+    weights and no input of its own."""
+
+    @property
+    def models(self) -> tuple[ModelPackage, ...]:
+        """The packages that have weights: this one, or its parts."""
+        return self.parts or (self,)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -65,7 +81,7 @@ class ModelPackage:
         Raises:
             ModelError: one cannot be read, or lies outside of the package.
         """
-        return files_of(self.weights)
+        return tuple(file for model in self.models for file in files_of(model.weights))
 
     @property
     def activation(self) -> str:
@@ -131,11 +147,15 @@ class ModelPackage:
         Raises:
             ModelError: the weights cannot be read.
         """
+        output = self.output.model_dump(mode="json", exclude={"labels"})
+        if self.parts:
+            parts = [part.fingerprint() for part in self.parts]
+            return {"model_type": self.model_type, "output": output, "parts": parts}
         return {
             "model_type": self.model_type,
             "precision": self.precision,
             "input": self.input.model_dump(mode="json"),
-            "output": self.output.model_dump(mode="json", exclude={"labels"}),
+            "output": output,
             "labels": hashlib.sha256("\n".join(self.labels).encode()).hexdigest(),
             "weights": _digest(self.files),
         }
@@ -153,14 +173,27 @@ def load_package(path: str | Path) -> ModelPackage:
         ModelError: there is no such package, or not exactly one file of weights.
         ConfigError: model.yaml is wrong; it lists every problem.
     """
-    path = Path(path)
+    return _load(Path(path))
+
+
+def _load(path: Path, wanted: str = "") -> ModelPackage:
+    """Load a package, which shall be of the type `wanted` if one is named."""
     weights = _single_weights(path)
     directory = path if path.is_dir() else path.parent
     if not (directory / MODEL_FILE).exists():
+        if wanted:
+            raise ModelError(f"{path}: got no {MODEL_FILE}, expected that of a {wanted}")
         assert weights is not None
         return _assemble(ModelFile(model_type="classifier"), directory, weights, ())
     document = read_document(directory / MODEL_FILE)
     spec = build(ModelFile, document)
+    if wanted and spec.model_type != wanted:
+        message = f"got {spec.model_type}, expected {wanted}, as the package around it needs it"
+        raise ConfigError(document.problem(("model_type",), message))
+    if spec.model_type == TEAM:
+        detector = _load(directory / spec.detector, "text_detector")
+        recognizer = _load(directory / spec.recognizer, "text_recognizer")
+        return replace(_assemble(spec, directory, directory, ()), parts=(detector, recognizer))
     weights = weights or directory / spec.weights
     if not weights.is_file():
         there = _in_brackets(_weights_in(directory))

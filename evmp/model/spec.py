@@ -23,7 +23,7 @@ from pydantic import (
 )
 from typing_extensions import Self
 
-from evmp.rule import AVAILABLE_MODEL_TYPES
+from evmp.rule import CUSTOM, TEAM
 from evmp.setting import (
     Clash,
     Integer,
@@ -46,6 +46,7 @@ CLASSES = ("classifier", "multilabel_classifier", "detector", "segmentor")
 READERS = ("text_recognizer", "text_spotter")
 # The types that heed a key of `output`.
 HEEDED_BY: dict[str, tuple[str, ...]] = {
+    "names": ("feature_extractor", *CLASSES, "text_detector", *READERS),
     "activation": (*CLASSES, "text_detector", *READERS),
     "labels": (*CLASSES, *READERS),
     "label_offset": CLASSES,
@@ -64,7 +65,7 @@ HEEDED_BY: dict[str, tuple[str, ...]] = {
     "text.end": READERS,
     "text.ignored": READERS,
     "text.space": READERS,
-    "text.text_threshold": ("text_detection_recognition", "text_spotter"),
+    "text.text_threshold": (TEAM, "text_spotter"),
 }
 # The keys of `input` that say something only where another one has a value.
 HEEDED_WITH = {
@@ -378,6 +379,12 @@ class ModelFile(BaseModel):
     precision: Literal["fp32", "fp16", "bf16"] = key(
         PACKAGE, "fp32", "the arithmetic the model runs in"
     )
+    detector: InnerFile = key(
+        PACKAGE, "detector", f"the folder with the package that finds lines; for {TEAM}"
+    )
+    recognizer: InnerFile = key(
+        PACKAGE, "recognizer", f"the folder with the package that reads them; for {TEAM}"
+    )
     input: ModelInput = key(PACKAGE, ModelInput(), "how an image becomes the model's input")
     output: ModelOutput = key(PACKAGE, ModelOutput(), "how the model's output becomes a result")
 
@@ -399,9 +406,10 @@ def _clashes(spec: ModelFile) -> Iterator[Clash]:
     yield from _unheeded(spec)
     yield from _box_clashes(spec.output.boxes)
     yield from _text_clashes(spec)
-    if spec.model_type not in AVAILABLE_MODEL_TYPES:
-        message = f"{spec.model_type} is not available in this version, expected "
-        yield Clash(("model_type",), message + " or ".join(AVAILABLE_MODEL_TYPES))
+    yield from _team_clashes(spec)
+    if spec.model_type == CUSTOM:
+        message = f"got {CUSTOM}, whose model the user's predictor opens; expected another type"
+        yield Clash(("model_type",), message)
 
 
 def _box_clashes(boxes: ModelBoxes) -> Iterator[Clash]:
@@ -430,6 +438,16 @@ def _text_clashes(spec: ModelFile) -> Iterator[Clash]:
     if getattr(text, name):
         message = f"set with decoding: {text.decoding}, expected only with {other}"
         yield Clash((f"output.text.{name}",), message)
+
+
+def _team_clashes(spec: ModelFile) -> Iterator[Clash]:
+    """Yield what a package of two others leaves to them, and what only such a package says."""
+    is_team = spec.model_type == TEAM
+    for name in ("weights", "precision", "input") if is_team else ("detector", "recognizer"):
+        if getattr(spec, name) != ModelFile.model_fields[name].default:
+            expected = "in the packages of detector and recognizer" if is_team else f"with {TEAM}"
+            message = f"set with model_type: {spec.model_type}, expected only {expected}"
+            yield Clash((name, "model_type"), message)
 
 
 def _input_clashes(spec: ModelInput) -> Iterator[Clash]:
