@@ -26,6 +26,8 @@ from PIL import Image
 
 from evmp import _native
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that call onnxruntime by themselves
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "evmp"]
 

@@ -131,6 +131,18 @@ def test_its_name_does_not_matter(tmp_path: Path) -> None:
     assert opened(file).warm_up()
 
 
+def test_instance_normalisation_is_no_training(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.InstanceNorm2d(3), nn.AvgPool2d(4)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(module, (torch.zeros(1, 3, SIZE, SIZE),))
+        torch.export.save(program.run_decompositions(), tmp_path / "m.pt2")
+
+    (row,) = opened(tmp_path / "m.pt2").predict(FRAMES, [3])
+
+    np.testing.assert_allclose(row["0"], expected(module, FRAMES[3:4])[0], atol=1e-5)
+
+
 def test_opening_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = export(convolutions(), tmp_path / "m.pt2")
 

@@ -17,7 +17,7 @@ from modelfolder import INPUT, write_onnx
 from onnx import TensorProto, helper
 
 from evmp.errors import ModelError
-from evmp.model import Model, open_model, preload
+from evmp.model import DeviceLost, Model, open_model, preload
 from evmp.model.archive import files_of
 from evmp.model.package import ModelInput, ModelOutput, ModelPackage, load_package
 
@@ -170,6 +170,7 @@ def test_torch_is_not_imported_for_it(tmp_path: Path) -> None:
         "print({'torch', 'onnx'} & {*sys.modules})"
     )
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    del env["ORT_DISABLE_TELEMETRY"]
 
     said = subprocess.check_output([sys.executable, "-c", code, str(tmp_path)], text=True, env=env)
 
@@ -243,6 +244,67 @@ def test_a_network_that_fails_on_the_size_is_refused_by_the_first_run(tmp_path: 
 
     with pytest.raises(ModelError, match=r"model failed: .* it was given \(1, 3, 32, 32\) in tens"):
         opened(file).warm_up()
+
+
+class ShortSession:
+    """A session on a card that has room for three images."""
+
+    def __init__(self, session: Any, sizes: list[int]) -> None:
+        self._session, self._sizes = session, sizes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        (batch,) = inputs.values()
+        self._sizes.append(len(batch))
+        if len(batch) > 3:
+            raise RuntimeError("Failed to allocate memory for requested buffer of size 8192")
+        return self._session.run(names, inputs)
+
+
+def test_a_batch_that_does_not_fit_is_halved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from evmp.model.onnx import OnnxModel, open_session
+
+    file, sizes = convolutions(tmp_path), list[int]()
+    model = OnnxModel(ShortSession(open_session(file), sizes), package_of(file), 8)
+
+    rows = model.predict(FRAMES, range(8))
+
+    assert (sizes, model.rows_at_once) == ([8, 4, 2, 2, 2, 2], 2)
+    assert "out of GPU memory: from now on 2 images at once" in caplog.text
+    np.testing.assert_allclose(
+        [row["logits"] for row in rows], expected(file, FRAMES)[0], rtol=1e-4
+    )
+
+
+def test_a_fixed_batch_that_does_not_fit_is_an_error(tmp_path: Path) -> None:
+    from evmp.model.onnx import OnnxModel, open_session
+
+    file = convolutions(tmp_path, shape=(4, 3, SIZE, SIZE))
+    model = OnnxModel(ShortSession(open_session(file), []), package_of(file), 8)
+
+    with pytest.raises(ModelError, match="the model failed: Failed to allocate memory"):
+        model.predict(FRAMES, range(8))
+
+
+def test_a_card_that_is_lost_is_no_rows_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from evmp.model.onnx import OnnxModel, open_session
+
+    file = convolutions(tmp_path)
+    session = ShortSession(open_session(file), [])
+    model = OnnxModel(session, package_of(file), 8)
+
+    def lost(*_: object) -> None:
+        raise RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+
+    monkeypatch.setattr(session, "run", lost)
+    with pytest.raises(DeviceLost, match="CUDA failure 700"):
+        model.predict(FRAMES, [0])
 
 
 def test_an_output_that_is_no_batch_is_refused(tmp_path: Path) -> None:
@@ -349,7 +411,7 @@ def test_graphs_nested_without_end_are_refused(tmp_path: Path) -> None:
             graph = tag + _length(graph) + graph
     (tmp_path / "m.onnx").write_bytes(b"\x08\x0a\x3a" + _length(graph) + graph)
 
-    with pytest.raises(ModelError, match="a damaged ONNX file"):
+    with pytest.raises(ModelError, match="a truncated or damaged ONNX file"):
         opened(tmp_path / "m.onnx")
 
 

@@ -20,6 +20,10 @@ Array: TypeAlias = "np.ndarray[Any, Any]"
 Triple: TypeAlias = tuple[float, float, float]
 
 
+class OutOfMemory(ModelError):
+    """The device's memory does not hold what the model needs for so many rows."""
+
+
 def filled_up(rows: Sequence[int], n: int) -> list[int]:
     """Repeat rows until they are n.
 

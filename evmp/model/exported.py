@@ -127,12 +127,15 @@ def _check_evaluates(program: Any, file: Path) -> None:
     """Refuse a network in training: its results depend on chance and on the whole batch."""
     for node in program.graph.nodes:
         schema = getattr(node.target, "_schema", None)
-        for argument, value in zip(schema.arguments if schema else (), node.args, strict=False):
-            if argument.name in ("training", "train") and value is True:
-                raise ModelError(
-                    f"{file}: the network was exported in training ({node.target}); export "
-                    "network.eval()"
-                )
+        names = [argument.name for argument in schema.arguments] if schema else []
+        values = dict(zip(names, node.args, strict=False))
+        is_training = True in (values.get("training"), values.get("train"))
+        # Instance normalisation is a batch normalisation that keeps nothing of the batch.
+        if is_training and ("momentum" not in names or values.get("running_mean")):
+            raise ModelError(
+                f"{file}: the network was exported in training ({node.target}); export "
+                "network.eval()"
+            )
 
 
 def _module(program: Any, place: str) -> Any:

@@ -24,7 +24,7 @@ import torch
 from evmp import _native
 from evmp.errors import ModelError
 from evmp.model import Pending
-from evmp.model.batch import Array, divided, filled_up, scale_and_bias
+from evmp.model.batch import Array, OutOfMemory, divided, filled_up, scale_and_bias
 from evmp.model.device import Cpu, Device, Gpu, Mark
 
 if TYPE_CHECKING:
@@ -331,10 +331,6 @@ def settle(
         f"{package.weights}: {failure}; it was given {tuple(probe.shape)} in {probe.dtype}, as "
         "input.height, input.width and precision say"
     ) from failure
-
-
-class OutOfMemory(ModelError):
-    """The device's memory does not hold what the model needs for so many rows."""
 
 
 def run(work: Callable[..., Any], *arguments: Any) -> Any:

@@ -7,6 +7,7 @@ outputs have the names that it was exported with.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -19,12 +20,14 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from evmp import _native
 from evmp.errors import ModelError
-from evmp.model import Pending
-from evmp.model.batch import Array, divided, filled_up, image_input, scale_and_bias
+from evmp.model import DeviceLost, Pending
+from evmp.model.batch import Array, OutOfMemory, divided, filled_up, image_input, scale_and_bias
 
 if TYPE_CHECKING:
     from evmp.model import Frames, Outputs
     from evmp.model.package import ModelPackage
+
+log = logging.getLogger(__name__)
 
 VERSION: Final = onnxruntime.__version__
 # Its errors have no root of their own.
@@ -44,6 +47,7 @@ DTYPES: Final = {
     "tensor(uint8)": np.uint8,
 }
 CUDA: Final = "CUDAExecutionProvider"
+MEMORY_ERRORS: Final = ("Failed to allocate memory", "out of memory")
 QUIET: Final = 4  # onnxruntime's level of what is fatal; it raises what is an error
 
 
@@ -72,6 +76,8 @@ def open_session(file: Path, device: str = "cpu", threads: int = 1) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = QUIET
+    # It would keep a plan of the memory for each size of image.
+    options.enable_mem_pattern = False
     # Threads that wait for each other sleep rather than take the decoders' cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
@@ -101,6 +107,7 @@ class OnnxModel:
         self._scale, self._bias = scale_and_bias(package.input)
         fixed = self._input.shape[0]
         self.rows_at_once = fixed if isinstance(fixed, int) else rows_at_once
+        self._least = fixed if isinstance(fixed, int) else 1
         self.device = "cuda:0" if CUDA in session.get_providers() else "cpu"
         self._planes: Array = np.empty((0, 3, 0, 0), np.float32)
 
@@ -115,9 +122,15 @@ class OnnxModel:
             ) from error
 
     def predict(self, frames: Frames, rows: Sequence[int]) -> Outputs:
-        step = self.rows_at_once
-        starts = range(0, len(rows), step)
-        return [it for i in starts for it in self._predict(frames, rows[i : i + step])]
+        done: Outputs = []
+        while len(done) < len(rows):
+            try:
+                done += self._predict(frames, rows[len(done) : len(done) + self.rows_at_once])
+            except OutOfMemory:
+                if self.rows_at_once // 2 < self._least:
+                    raise
+                self._halve()
+        return done
 
     def start(self, frames: Frames, rows: Sequence[int]) -> Pending[Outputs]:
         return Pending(partial(self.predict, frames, rows))
@@ -135,13 +148,28 @@ class OnnxModel:
             self._planes = np.empty(shape, np.float32)
         for place, row in zip(self._planes, filled_up(rows, self.rows_at_once), strict=True):
             _native.normalize(frames[row], place, height, width, scale=self._scale, bias=self._bias)
-        batch = self._planes.astype(DTYPES[self._input.type], copy=False)
-        try:
-            arrays = self._session.run(self._names, {self._input.name: batch})
-        except FAILURES as error:
-            raise ModelError(f"the model failed: {explain(error)}") from error
+        arrays = self._run(self._planes.astype(DTYPES[self._input.type], copy=False))
         outputs = {name: _bring(name, it) for name, it in zip(self._names, arrays, strict=True)}
         return divided(outputs, self.rows_at_once)[: len(rows)]
+
+    def _run(self, batch: Array) -> list[Any]:
+        try:
+            arrays: list[Any] = self._session.run(self._names, {self._input.name: batch})
+            return arrays
+        except FAILURES as error:
+            reason = explain(error)
+            if any(words in reason for words in MEMORY_ERRORS):
+                raise OutOfMemory(f"the model failed: {reason}") from error
+            if "CUDA failure" in reason:
+                raise DeviceLost(reason) from error
+            raise ModelError(f"the model failed: {reason}") from error
+
+    def _halve(self) -> None:
+        self.rows_at_once //= 2
+        log.warning(
+            "out of GPU memory: from now on %d images at once; a lower batch_size avoids this",
+            self.rows_at_once,
+        )
 
 
 def explain(error: Exception) -> str:
@@ -165,6 +193,8 @@ def _providers(device: str) -> list[str]:
             f"device: got cuda, but onnxruntime {VERSION} is built without it; "
             "install onnxruntime-gpu instead, or set device: cpu or auto"
         )
+    if device == "auto":
+        log.info("onnxruntime %s finds no CUDA: the model runs on the CPU", VERSION)
     return ["CPUExecutionProvider"]
 
 

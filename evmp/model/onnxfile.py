@@ -48,9 +48,7 @@ def check_whole(file: Path) -> None:
     try:
         numbers = {number for number, _ in fields(_mapped(file))}
     except Malformed as error:
-        raise ModelError(
-            f"{file}: a truncated or damaged ONNX file ({error}); copy or export it again"
-        ) from None
+        raise _damaged(file, error) from None
     if GRAPH not in numbers:
         raise ModelError(f"{file}: no ONNX model, there is no graph in it; export it again")
 
@@ -71,7 +69,7 @@ def external_files(file: Path) -> tuple[Path, ...]:
             if place
         }
     except (Malformed, RecursionError, UnicodeDecodeError) as error:
-        raise ModelError(f"{file}: a damaged ONNX file ({error}); export it again") from None
+        raise _damaged(file, error) from None
     return tuple(_inside(file, place) for place in sorted(places))
 
 
@@ -95,6 +93,12 @@ def fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
             raise Malformed(f"{place + size - len(data)} bytes are missing at its end")
         yield number, data[place : place + size]
         place += size
+
+
+def _damaged(file: Path, error: Exception) -> ModelError:
+    return ModelError(
+        f"{file}: a truncated or damaged ONNX file ({error}); copy or export it again"
+    )
 
 
 def _varint(data: memoryview, place: int) -> tuple[int, int]:
