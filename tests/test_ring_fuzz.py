@@ -42,6 +42,18 @@ SCENARIOS = {
     "at every 40th line of the decoder": (30, Scenario(800, sweep="decoder", stride=40)),
     "at every 40th line of the zygote": (40, Scenario(800, sweep="zygote", stride=40)),
     "at every 40th line of the predictor": (25, Scenario(800, sweep="predictor", stride=40)),
+    "by signals, with samples": (
+        60,
+        Scenario(n_rows=2500, kill_seconds=0.004, max_kills=100, is_custom=True),
+    ),
+    "between steps and lines, with samples": (
+        90,
+        Scenario(n_rows=800, lines=2500, steps=200, is_custom=True),
+    ),
+    "at every 40th line of the process": (
+        30,
+        Scenario(800, sweep="process", stride=40, is_custom=True),
+    ),
     "at every 40th line of the writer": (40, Scenario(800, sweep="writer", stride=40)),
 }
 BROKEN = Scenario(n_rows=2000, lines=3000, steps=300, patience_seconds=2.0)
@@ -76,9 +88,9 @@ def test_rows_come_out_once_when_killed(run: Fuzz, n_deaths: int, scenario: Scen
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("role", ["reader", "decoder", "zygote", "predictor", "writer"])
+@pytest.mark.parametrize("role", ["reader", "decoder", "process", "zygote", "predictor", "writer"])
 def test_rows_come_out_once_when_a_role_dies_at_every_line(run: Fuzz, role: str) -> None:
-    verdict = run(Scenario(n_rows=1500, sweep=role))
+    verdict = run(Scenario(n_rows=1500, sweep=role, is_custom=role == "process"))
 
     assert verdict.is_clean, verdict
     assert verdict.given_up == {}

@@ -10,6 +10,7 @@ the stages load is not (`world`). Three hands kill, alone or together:
     run        runs a `scenario` in a process of its own; its verdict is over every byte
     killer     the hand from outside
     armed      those from inside
+    custom     what users bring, where rows are samples
     judge      compares what came out with what `world` foretells
     mutants    protocols that are broken on purpose, each of which must be found
     soak       the long form, `make soak`

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -12,17 +12,21 @@ import orjson
 from evmp.errors import EvmpError
 from evmp.ledger import Ledger
 from evmp.publish import check_cover
-from fuzzing.world import expected_line, result
+from fuzzing.world import expected_line
 
 if TYPE_CHECKING:
     from fuzzing.scenario import Verdict
 
 _ROW: Final = re.compile(rb'\{"image":"row (\d+)')
-_DIED: Final = re.compile(r"the (decoder|predictor) died of this row: .*")
+_DIED: Final = re.compile(r"the (decoder|process|predictor) died of this row: .*")
 
 
-def judge(ledger: Ledger, n_rows: int, verdict: Verdict) -> None:
-    """Compare every line of every committed block with what it should be."""
+def judge(ledger: Ledger, n_rows: int, verdict: Verdict, result: Callable[[int], bytes]) -> None:
+    """Compare every line of every committed block with what it should be.
+
+    Args:
+        result: gives that of a row.
+    """
     seen = bytearray(n_rows)
     before = -1
     for line in _lines(ledger, verdict):
@@ -63,7 +67,7 @@ def _check(check: object, verdict: Verdict) -> None:
 
 def _is_given_up(row: int, line: bytes, verdict: Verdict) -> bool:
     """Tell whether the line is the one error row that a row which kills may become."""
-    with suppress(ValueError, KeyError):
+    with suppress(ValueError, KeyError, AttributeError):
         outcome = orjson.loads(line)["prediction_result"]
         message = str(outcome.get("error_msg"))
         if _DIED.fullmatch(message) and line == expected_line(row, orjson.dumps(outcome)):

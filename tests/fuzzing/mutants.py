@@ -14,14 +14,16 @@ from typing import Any, Final
 
 from evmp.ledger import Block, Ledger
 from evmp.predictor import Predictor
+from evmp.processor import Processor
 from evmp.reader import Reader
-from evmp.ring import Ring
+from evmp.ring import Header, Ring
+from evmp.sample import pack
 from evmp.sink import Recovered
 from evmp.stage import claims
 
 Patch = dict[str, Any]
 ROOT: Final = Path(__file__).resolve().parents[2]
-_recover, _resume = Ring.recover, Reader._resume
+_recover, _resume, _put = Ring.recover, Reader._resume, Processor._put
 
 
 def _free_what_is_not_done(self: Ring, seat: int, is_done: object, fail: Any) -> int:
@@ -53,6 +55,17 @@ def _release_then_write(self: Any) -> None:
         self._deliver(placed)
     if self._block is not None:
         self._commit(self._block)
+
+
+def _commit_then_pack(self: Any, n: int, samples: list[Any]) -> None:
+    if not samples:
+        _put(self, n, samples)
+        return
+    row, place = self._before.header(n).row, memoryview(bytearray(64 << 10))
+    length = pack(samples, place)
+    self._after.set_header(n, Header(row, length=length))
+    self._after.commit(n)
+    self._after.payload(n)[:length] = place[:length]
 
 
 def _trust_torn_tail(self: object, path: Path) -> Recovered:
@@ -100,6 +113,7 @@ PYTHON: Final[dict[str, Patch]] = {
     "recovery frees nothing": {"evmp.ring.Ring.recover": _free_nothing},
     "decoder releases before it commits": {"evmp.decoder.Decoder.run": _release_then_decode},
     "predictor releases what it has begun": {"evmp.predictor.Predictor._begin": _begin_and_release},
+    "process hands on before it writes": {"evmp.processor.Processor._put": _commit_then_pack},
     "writer releases before it writes": {"evmp.writer.Writer.run": _release_then_write},
     "writer trusts a torn tail": {"fuzzing.world.TearingSink.recover": _trust_torn_tail},
     "writer appends what is there already": {"evmp.writer._OpenBlock.append": _append_again},
@@ -120,6 +134,7 @@ def _at_lines_of(role: str, stride: int, **scenario: int) -> dict[str, Any]:
 
 # How to bring those out that random deaths find too seldom.
 HINTS: Final[dict[str, dict[str, Any]]] = {
+    "process hands on before it writes": {"is_custom": True},
     "block moves before its record": _at_lines_of("writer", 4, block_rows=12),
     "memory goes back without a mark": {"lines": 0, "steps": 15},
     "writer trusts a torn tail": _at_lines_of("writer", 3, n_rows=500),

@@ -32,6 +32,7 @@ from evmp.metrics import Board, Counter, Leave
 from evmp.pipeline import Worker, plan_layout
 from evmp.stage import Stage
 from evmp.supervisor import Post, Supervisor
+from fuzzing import custom, world
 from fuzzing.armed import Armed
 from fuzzing.judge import judge
 from fuzzing.killer import Killer
@@ -109,7 +110,8 @@ def _run(scenario: Scenario, folder: Path) -> Verdict:
     verdict.seconds = time.monotonic() - started
     run.count(verdict)
     try:
-        judge(Ledger(folder), scenario.n_rows, verdict)
+        result = custom.result if scenario.is_custom else world.result
+        judge(Ledger(folder), scenario.n_rows, verdict, result)
     except EvmpError as error:  # the ledger contradicts itself
         verdict.error = f"{type(error).__name__}: {error}"
     return verdict
@@ -130,9 +132,13 @@ def _load(path: Path) -> Any:
 
 
 def _job(scenario: Scenario) -> Job:
+    own: dict[str, Any] = {"model_type": "classifier"}
+    if scenario.is_custom:
+        own = {"model_type": "self_define", "user_predictor_cls": custom.PREDICTOR}
+        own["user_process_config"] = custom.LINKS
     return Job(
+        **own,
         model_path="none",
-        model_type="classifier",
         input_oss_file="rows.txt",
         output_oss_file="result.jsonl",
         num_worker=1,
@@ -158,16 +164,20 @@ class _Run:
         package: Any = SimpleNamespace(
             input=SimpleNamespace(height=SIDE, width=SIDE), files=(Path(os.devnull),)
         )
+        package = None if scenario.is_custom else package
         job = _job(scenario)
         layout = plan_layout(job, package)
-        payloads, pixels, results = layout.hops
+        payloads, *between, results = layout.hops
         layout = replace(
             layout,
             n_decoders=scenario.n_decoders,
             n_predictors=scenario.n_predictors,
             hops=(
                 replace(payloads, n_batches=scenario.n_payloads, row_bytes=32 << 10),
-                replace(pixels, n_batches=scenario.n_batches),
+                *(
+                    replace(it, n_batches=scenario.n_batches, row_bytes=min(it.row_bytes, 64 << 10))
+                    for it in between
+                ),
                 replace(results, n_batches=scenario.n_batches + 2, row_bytes=64 << 10),
             ),
         )

@@ -30,6 +30,8 @@ class Scenario:
         patience_seconds: without a row for so long, rows are lost.
         n_payloads: rows in the first ring.
         n_batches: batches in the second, and two more in the third.
+        is_custom: whether rows are samples, which pass through a process and a predictor of the
+            user's.
         patches: what replaces what, by the full name of the latter.
         native: a file to load as evmp._native for the rings.
     """
@@ -56,6 +58,7 @@ class Scenario:
     batch_rows: int = 4
     block_rows: int = 256
     world: World = field(default_factory=World)
+    is_custom: bool = False
     patches: Mapping[str, Any] = field(default_factory=dict)
     native: Path | None = None
 

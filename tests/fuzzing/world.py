@@ -92,8 +92,13 @@ def result(row: int) -> bytes:
 
 def answer(row: int, frame: bytes, size: tuple[int, int]) -> bytes:
     """Return the JSON that the "head" makes of a row."""
+    return orjson.dumps(answer_of(row, frame, size))
+
+
+def answer_of(row: int, frame: bytes, size: tuple[int, int]) -> dict[str, Any]:
+    """Return what that JSON says."""
     padding = LARGE if row % 53 == 9 or row % LONG_EVERY == 13 else 0
-    return orjson.dumps({"pixels": frame.hex(), "size": size, "padding": "x" * padding})
+    return {"pixels": frame.hex(), "size": size, "padding": "x" * padding}
 
 
 def expected_line(row: int, result: bytes) -> bytes:
@@ -122,7 +127,7 @@ class Rows:
 class Picture:
     """A decoded "image"."""
 
-    pixels: bytes
+    pixels: bytes | tuple[bytes, tuple[int, int]]
     height: int
     width: int
 
@@ -133,8 +138,8 @@ class Decoding:
     def __init__(self, world: World) -> None:
         self._world = world
 
-    def decode(self, data: memoryview, min_height: int, min_width: int) -> Picture:
-        """Decode the "image", or die of it."""
+    def decode(self, data: memoryview, *enough: int) -> Picture:
+        """Decode the "image", or die of it; for a sample, its size is part of what it holds."""
         row = int.from_bytes(data[:8], "little")
         if row in self._world.segfaults:
             ctypes.string_at(0)
@@ -142,7 +147,8 @@ class Decoding:
             time.sleep(3600)
         if row % 43 == 5:
             raise DecodeError(f"row {row} is no image")
-        return Picture(pixels(bytes(data)), *size(row))
+        frame = pixels(bytes(data))
+        return Picture(frame if enough else (frame, size(row)), *size(row))
 
 
 class Fitting:
@@ -252,6 +258,8 @@ def loaded(world: World) -> dict[str, object]:
         "evmp.reader.FLUSH_NS": FLUSH_NS,
         "evmp.decoder.ImageDecoder": lambda limit, fast: Decoding(world),
         "evmp.decoder.KEEP_BYTES": KEEP_BYTES,
+        "evmp.processor.KEEP_BYTES": KEEP_BYTES,
+        "evmp.predictor.KEEP_BYTES": KEEP_BYTES,
         "evmp.pipeline.Fit": lambda spec: Fitting(),
         "evmp.engine.Fit": lambda spec: Fitting(),
         "evmp.model.preload": lambda package: None,
