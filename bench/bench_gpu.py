@@ -38,6 +38,8 @@ import stages
 import workload
 from bench_pipeline import Contestant, Run, run_once
 
+from evmp import machine
+
 SIZES, ROUNDS, SECONDS = (4000, 20000), 5, 5.0
 QUICK_SIZES, QUICK_ROUNDS, QUICK_SECONDS = (200, 1000), 1, 0.5
 CPU_SIZES = (10, 30)
@@ -64,15 +66,12 @@ class Watch:
     """How busy the GPU is, in percent, from the beginning of a block to its end."""
 
     def __enter__(self) -> Watch:
-        command = ["nvidia-smi", "--id=0", "--query-gpu=utilization.gpu", f"--loop-ms={LOOK_MS}"]
-        self._process = (
-            subprocess.Popen(
-                [*command, "--format=csv,noheader,nounits"], stdout=subprocess.PIPE, text=True
-            )
-            if shutil.which("nvidia-smi")
-            else None
-        )
         self.busy: float | None = None
+        self._process: subprocess.Popen[str] | None = None
+        if shutil.which("nvidia-smi") and (gpus := machine.gpus()):
+            command = ["nvidia-smi", f"--id={gpus[0]}", f"--loop-ms={LOOK_MS}"]
+            command += ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
+            self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         return self
 
     def __exit__(

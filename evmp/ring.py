@@ -107,7 +107,11 @@ class Ring:
 
     @property
     def payloads(self) -> memoryview:
-        """The payload of every row, in whole pages."""
+        """The payload of every row, in whole pages.
+
+        What of it a device reads by itself must never be trimmed (`release`): the device would go
+        on with the memory that was taken away. Rows whose header says no length never are.
+        """
         return self._view[self._payload :]
 
     # --- rows ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -207,3 +208,19 @@ def test_row_that_leads_a_model_astray_costs_only_itself(
     assert list(failures) == [19]
     assert failures[19].startswith(message)
     assert len(rows) == 40
+
+
+def test_gpu_that_is_required_and_not_found_fails_its_tests() -> None:
+    test = "tests/test_device.py::test_rings_memory_is_pinned_until_the_device_is_closed"
+    environment = {**os.environ, "EVMP_REQUIRE_CUDA": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 1
+    assert "torch finds none although EVMP_REQUIRE_CUDA=1" in done.stdout

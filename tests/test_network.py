@@ -258,3 +258,27 @@ def test_model_on_the_cpu_has_begun_nothing_that_it_has_not_done(tmp_path: Path)
     assert not model.is_asynchronous
     (row,), (expected,) = pending.result(), model.predict(frames, [2])
     assert row["0"].tolist() == expected["0"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("least", "n_rows", "size"), [(1, 1, 1), (1, 3, 4), (1, 5, 6), (1, 6, 6), (4, 1, 4), (6, 2, 6)]
+)
+def test_rows_of_a_size_of_their_own_are_not_filled_up_to_a_whole_batch(
+    tmp_path: Path, least: int, n_rows: int, size: int
+) -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def watched(network: nn.Module) -> object:
+        return lambda batch: (sizes.append(tuple(batch.shape)), network(batch))[1]
+
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    spec = {"size": "dynamic", "resize": "letterbox", "height": 64, "width": 64}
+    package = load_package(write_package(tmp_path / "model", network, "classifier", input=spec))
+    model = BatchNetwork(network, package, watched, 6, Cpu(), least)
+    wide = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), np.uint8)[:, :32]
+
+    rows = model.predict(wide, range(n_rows))
+
+    assert sizes == [(6, 3, 64, 64), (size, 3, 32, 64)]
+    for row, frame in zip(rows, wide, strict=False):
+        np.testing.assert_allclose(row["0"], frame.mean((0, 1)) / 255, rtol=1e-5)

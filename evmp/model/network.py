@@ -281,7 +281,7 @@ class BatchNetwork:
         """
         if not self._is_dynamic:
             return self.rows_at_once
-        return min(self.rows_at_once, 1 << (n_rows - 1).bit_length())
+        return min(self.rows_at_once, max(self._least, 1 << (n_rows - 1).bit_length()))
 
     def _black(self) -> Frames:
         return np.zeros((self.rows_at_once, *self._size, 3), np.uint8)
