@@ -30,7 +30,8 @@ from evmp.child import call_in_child
 from evmp.document import Document, parse_value, read_text
 from evmp.errors import ConfigError, ModelError, Problem
 from evmp.model.package import MAX_LABEL_BYTES, MODEL_FILE, ModelPackage, load_package
-from evmp.model.spec import CLASSES, READERS, ModelFile
+from evmp.model.rule import CLASSES, READERS
+from evmp.model.spec import ModelFile
 from evmp.setting import build, show
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from evmp.export.draft import ARCHIVE, Draft
 from evmp.model import import_onnx
 from evmp.model.archive import files_of, kind_of
 from evmp.model.package import ModelInput
-from evmp.model.spec import READERS
+from evmp.model.rule import READERS
 
 NAMES: Final = {"torchscript": ARCHIVE, "exported": "model.pt2", "onnx": "model.onnx"}
 # Under this name the ONNX models of PP-OCR keep their characters; what goes with them is theirs.

@@ -20,8 +20,8 @@ from typing import Any
 from evmp.document import Document, read_document, read_text
 from evmp.errors import ConfigError, ModelError, Problem
 from evmp.model.archive import files_of
+from evmp.model.rule import READERS
 from evmp.model.spec import (
-    READERS,
     ModelBoxes,
     ModelFile,
     ModelInput,
