@@ -41,7 +41,7 @@ RENDERED = [
 DETECTOR, RECOGNIZER = (
     yaml.safe_load(blocks(name, "yaml")[0]) for name in ("text_detector", "text_recognizer")
 )
-RECOGNIZER["output"]["labels"] = "characters.txt"
+RECOGNIZER["output"]["labels"] = "labels.txt"
 # As the code of rapidocr-onnxruntime has it.
 RAPID = {
     **DETECTOR,
@@ -214,7 +214,7 @@ def test_a_recognizer_that_lacks_characters_is_refused_by_check(
 ) -> None:
     make_table(job.path / "in.parquet", [png(pages[0])])
     shutil.copytree(models, job.path / "model")
-    (job.path / "model" / "recognizer" / "characters.txt").write_text("a\nb\n")
+    (job.path / "model" / "recognizer" / "labels.txt").write_text("a\nb\n")
     job.write(model_path="model", model_type="text_detection_recognition")
 
     done = job.run("--check")
