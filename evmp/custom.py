@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ from importlib import import_module, machinery, util
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
 
 from evmp.errors import CustomCodeError, ModelError
 from evmp.interface import PredictorInterface, PredictorInterfaceV2, Process
@@ -44,8 +47,14 @@ class Caller:
     def __init__(self, code: Path | None) -> None:
         self._code = code
 
-    def enter(self) -> None:
-        """Make this process one that runs user code: from now on it imports it, and the aliases."""
+    def enter(self, threads: int = 1) -> None:
+        """Make this process one that runs user code: from now on it imports it, and the aliases.
+
+        Args:
+            threads: that numeric libraries which it imports may start; one for each core, their
+                usual choice, would be too many for several processes.
+        """
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         sys.dont_write_bytecode = True
         if self._code is not None and str(self._code) not in sys.path:
             sys.path.insert(0, str(self._code))
@@ -294,16 +303,17 @@ class Processing:
 
 
 def image_of(sample: dict[Any, Any]) -> Any:
-    """Return the image of a sample, for what takes images only.
+    """Return the image of a sample, for what takes images only: (H, W, 3) uint8, C-contiguous.
 
     Raises:
         CustomCodeError: it has none.
     """
-    image = sample.get("image")
-    if getattr(image, "ndim", 0) != 3 or str(getattr(image, "dtype", "")) != "uint8":
+    image: Any = sample.get("image")
+    is_image = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3
+    if not is_image or image.shape[2] != 3 or image.size == 0:
         found = "nothing" if image is None else _describe(image)
         raise CustomCodeError(f"image: got {found}, expected (H, W, 3) uint8")
-    return image
+    return np.ascontiguousarray(image)
 
 
 def _describe(value: Any) -> str:

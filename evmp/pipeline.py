@@ -464,7 +464,7 @@ class Worker:
         return self._files() if self._job.segmentation_output == "png" else None
 
     def _sample_predictor(self, gpu: str) -> SamplePredictor:
-        self._caller.enter()
+        self._caller.enter(self._job.torch_threads)
         if self._package is None:
             return CustomPredictor(self._job, self._caller, gpu, self._files())
         rows = self._layout.batch_rows

@@ -59,6 +59,13 @@ class Target:
         for other in ("input_table", "input_oss_file", "model_path"):
             if getattr(job, other) and _overlap(target.path, Path(getattr(job, other)), other):
                 raise ConfigError(f"{key}: {target.path} is not apart from {other}; name another")
+        for table in filter(None, (job.input_table, job.output_table)):
+            files, root = Path(job.output_dir).resolve(), Path(table).resolve()
+            if job.output_dir and (files == root or root in files.parents):
+                raise ConfigError(
+                    f"output_dir: {job.output_dir} lies within the table {table}, which holds "
+                    "nothing but its own files; name another"
+                )
         return target
 
     def finished(self) -> dict[str, Any] | None:

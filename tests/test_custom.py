@@ -215,6 +215,8 @@ def test_what_a_predictor_does_wrong_is_one_line(
         ({"image": "a.jpg"}, "str"),
         ({"image": np.zeros((2, 2), np.uint8)}, r"\(2, 2\) uint8"),
         ({"image": np.zeros((2, 2, 3))}, r"\(2, 2, 3\) float64"),
+        ({"image": np.zeros((2, 2, 4), np.uint8)}, r"\(2, 2, 4\) uint8"),
+        ({"image": np.zeros((0, 2, 3), np.uint8)}, r"\(0, 2, 3\) uint8"),
     ],
 )
 def test_predictor_of_images_gets_nothing_else(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import tiny_logits
+from conftest import tiny_logits, write_table
 from jobfolder import JobFolder
 from modelfolder import write_package
 from PIL import Image
@@ -422,6 +422,20 @@ def test_check_runs_the_code_once_and_writes_nothing(
     assert '"tags":["checked"],"x":"files/x/0.jpg"}' in done.stdout
     assert "2 x mine.Tag" in done.stdout
     assert sorted(job.path.iterdir()) == before
+
+
+@pytest.mark.parametrize("key", ["input_table", "output_table"])
+def test_files_go_into_no_table(job: JobFolder, key: str) -> None:
+    (job.path / "t").mkdir()
+    keys = {"input_oss_file": None, "input_table": "in.parquet", "output_dir": "t/x", key: "t"}
+    job.write(**{**CUSTOM, **keys}, **({"output_oss_file": None} if key == "output_table" else {}))
+    (job.path / "mine.py").write_text(MINE)
+    write_table(job.path / ("t/in.parquet" if key == "input_table" else "in.parquet"), [b"x"])
+
+    done = job.run()
+
+    assert done.returncode == 2
+    assert "output_dir: t/x lies within the table t" in done.stderr
 
 
 def test_memory_of_large_samples_is_checked_before_the_start(job: JobFolder) -> None:
