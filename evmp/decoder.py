@@ -6,6 +6,9 @@ in the batch. A row that cannot be decoded gets its error as its result, and pas
 For users' code, and for what reads text in whole images, the row becomes a sample instead, with
 images at their own size: `{"image": array}`, or for users' code all members of a JSON line, with
 those that name a file opened.
+
+A row whose files are on other machines is held while they come, and others are worked on: the order
+here is that of the downloads.
 """
 
 from __future__ import annotations
@@ -13,23 +16,25 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from evmp import _native
-from evmp.errors import DecodeError
+from evmp.download import Downloads, File
+from evmp.errors import DecodeError, DownloadError
 from evmp.image import Frame, ImageDecoder
-from evmp.metrics import Counter, Seat
+from evmp.metrics import Counter, Seat, State
+from evmp.remote import is_remote, open_remote
 from evmp.ring import POPULATED_BYTES, Header, Mark, Ring
 from evmp.rule import has_custom_code
 from evmp.sample import Sample, SampleTooLarge, pack
 from evmp.source import Kind
-from evmp.source.location import local_path
+from evmp.source.location import local_path, shown
 from evmp.stage import claims, put_failure
-from evmp.value import scheme
+from evmp.value import mask, scheme
 
 if TYPE_CHECKING:
     from evmp.fit import Fit
@@ -69,9 +74,12 @@ class Decoder:
         self._seat, self._number = seat, number
         self._scratch = bytearray(1 << 18)
         self._decoder: ImageDecoder
+        self._downloads = Downloads(lambda: open_remote(job), job.download_concurrency)
+        self._files: Mapping[str, File] = {}  # of the row that is worked on
         self._fetch: dict[int, Callable[[memoryview], memoryview]] = {
             Kind.BASE64: self._decode_base64,
             Kind.PATH: lambda payload: self._read_file(str(payload, "utf-8")),
+            Kind.URL: lambda payload: self._downloaded(str(payload, "utf-8")),
             Kind.SAMPLE: lambda payload: self._read_image(orjson.loads(payload)),
         }
 
@@ -83,10 +91,50 @@ class Decoder:
 
     def run(self) -> None:
         """Decode until the payload ring has drained."""
-        for n in claims(self._payload, self._seat, self._number):
-            if not self._pixels.is_done(n):
-                self._work(n, self._payload.header(n))
-            self._payload.release(n, self._number, KEEP_BYTES)
+        downloads = self._downloads
+        for n in claims(
+            self._payload,
+            self._seat,
+            self._number,
+            meanwhile=self._finish_one,
+            is_full=lambda: downloads.is_full,
+            wait=downloads.wait,
+        ):
+            if locations := self._remote_files(n, self._payload.header(n)):
+                downloads.begin(n, locations)
+            else:
+                self._finish(n, {})
+        downloads.close()
+
+    def _remote_files(self, n: int, header: Header) -> set[str]:
+        """Return the URLs whose files the row needs."""
+        if header.mark == Mark.EMPTY or self._results.is_done(n) or self._pixels.is_done(n):
+            return set()
+        payload = self._payload.data(n)
+        if header.kind == Kind.URL:
+            return {str(payload, "utf-8")}
+        if header.kind != Kind.SAMPLE:
+            return set()
+        sample = orjson.loads(payload)
+        values = sample.values() if self._is_custom else [sample.get("image")]
+        return {value for value in values if isinstance(value, str) and is_remote(value)}
+
+    def _finish_one(self) -> bool:
+        """Work on a row whose files have come, if there is one."""
+        come = self._downloads.take()
+        if come is None:
+            return False
+        self._seat.enter(State.BUSY)
+        self._finish(*come)
+        return True
+
+    def _finish(self, n: int, files: Mapping[str, File]) -> None:
+        self._files = files
+        if not self._pixels.is_done(n):
+            self._seat.counters[Counter.AT] = n + 1
+            self._work(n, self._payload.header(n))
+            self._seat.counters[Counter.AT] = 0
+        self._payload.release(n, self._number, KEEP_BYTES)
 
     def _work(self, n: int, header: Header) -> None:
         if header.mark == Mark.EMPTY:
@@ -96,6 +144,8 @@ class Decoder:
                 self._decode(n, header)
             except FetchError as error:
                 self._fail(n, header, "read", str(error))
+            except DownloadError as error:
+                self._fail(n, header, "download", str(error))
             except DecodeError as error:
                 self._fail(n, header, "decode", str(error))
         self._pixels.skip(n, header.row)
@@ -135,18 +185,20 @@ class Decoder:
         """Return what a member of a JSON line stands for: an image, a file, or itself."""
         if not isinstance(value, str):
             return value
-        is_image = PurePosixPath(value).suffix.lower() in IMAGE_SUFFIXES
-        if not (is_image or name == "image" or scheme(value) or os.path.isfile(value)):
+        # What follows the path of a URL is no part of its name.
+        path = value.partition("?")[0].partition("#")[0] if is_remote(value) else value
+        is_image = name == "image" or PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
+        if not (is_image or scheme(value) or os.path.isfile(value)):
             return value
         try:
-            data = self._read_file(local_path(value))
-            if is_image or name == "image":
+            data = self._read_location(value)
+            if is_image:
                 return self._decoder.decode(data).pixels.copy()
             return io.BytesIO(data)
         except (ValueError, FetchError) as error:
             raise FetchError(f"{name}: {error}") from None
-        except DecodeError as error:
-            raise DecodeError(f"{name}: {error}") from None
+        except (DownloadError, DecodeError) as error:
+            raise type(error)(f"{name}: {error}") from None
 
     # --- where the bytes of an image come from ------------------------------------------------
 
@@ -170,11 +222,24 @@ class Decoder:
         path = sample.get("image")
         if not isinstance(path, str) or not path:
             found = "no such key" if "image" not in sample else f"{path!r:.40}"
-            raise FetchError(f"image: got {found}, expected the path of an image")
+            raise FetchError(f"image: got {found}, expected the path or URL of an image")
         try:
-            return self._read_file(local_path(path))
+            return self._read_location(path)
         except ValueError as error:
             raise FetchError(str(error)) from None
+
+    def _read_location(self, location: str) -> memoryview:
+        return (
+            self._downloaded(location)
+            if is_remote(location)
+            else self._read_file(local_path(location))
+        )
+
+    def _downloaded(self, url: str) -> memoryview:
+        file = self._files[url]
+        if isinstance(file, DownloadError):
+            raise DownloadError(f"{shown(mask(url))}: {file}")
+        return memoryview(file)
 
     def _read_file(self, path: str) -> memoryview:
         """Return the bytes of a regular file; a pipe or a device never blocks the stage."""

@@ -9,6 +9,7 @@
     ├── WorkerDied (4)        a stage kept dying
     ├── Interrupted (130/143) stopped by SIGINT or SIGTERM
     ├── DecodeError           one row's image or text; becomes its result, never the job's end
+    ├── DownloadError         one row's file on another machine; likewise
     └── CustomCodeError       what users' code does wrong with a row; likewise
 
 A bad record is data, a bad job is an exception. Messages are lower case and say what, where, got,
@@ -103,6 +104,10 @@ class Interrupted(EvmpError):
 
 class DecodeError(EvmpError):
     """One row's payload is not an image; the message becomes the row's `error_msg`."""
+
+
+class DownloadError(EvmpError):
+    """One row's file cannot be fetched; likewise."""
 
 
 class CustomCodeError(EvmpError):

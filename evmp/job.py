@@ -54,6 +54,7 @@ from evmp.value import (
 # those that the specification does not have.
 _model = partial(key, "Model")
 _input = partial(key, "Input")
+_download = partial(key, "Downloads", own=True)
 _output = partial(key, "Output")
 _speed = partial(key, "Workers and speed")
 _failure = partial(key, "Failures")
@@ -152,6 +153,28 @@ class Job(BaseModel):
         "let an input that is not itself a local file name local files",
         own=True,
         result=True,
+    )
+
+    download_concurrency: Integer = _download(
+        16, "files that a decoder process fetches at once", ge=1, le=256
+    )
+    download_timeout_seconds: Number = _download(
+        60.0,
+        "the time for one file in all, with redirects and further attempts",
+        unit="seconds",
+        gt=0,
+    )
+    connect_timeout_seconds: Number = _download(
+        5.0, "the time for a connection to be made", unit="seconds", gt=0
+    )
+    read_timeout_seconds: Number = _download(
+        15.0, "the longest silence on a connection", unit="seconds", gt=0
+    )
+    download_retries: Integer = _download(
+        3, "further attempts at a file, where another may help", ge=0, le=100
+    )
+    allow_private_hosts: Truth = _download(
+        False, "let rows name machines whose address is private, loopback or link-local"
     )
 
     output_table: Uri = _output(

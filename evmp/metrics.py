@@ -60,6 +60,7 @@ class Counter(IntEnum):
     RESTARTS = 8
     LEAVE = 9  # the supervisor's seat: a Leave
     GIVEN_UP = 10  # rows that have killed the process in this seat
+    AT = 11  # the row that a decoder is at, of those that it holds, plus 1; 0 is none
     FILL = 12  # the supervisor's seat: fill of each ring in thousandths, from here on
 
 

@@ -191,11 +191,12 @@ def _hops(
     """Size the rings. Each is named after what it holds."""
     n_decoders, queue = job.preprocess_thread_num, job.queue_size
     payload_bytes = _whole_pages(job.max_row_bytes)
-    n_payloads = max(2, min(queue, 4 * n_decoders + 16))
+    n_payloads = max(2, min(queue, 4 * n_decoders + 16 + _n_downloads(job)))
     hops = [Hop("payloads", n_payloads, 1, payload_bytes, TYPICAL_PAYLOAD_BYTES)]
     if package is not None and not uses_samples(job):
         spec, batch = package.input, job.batch_size
-        wanted = (n_in_flight + 1) * n_predictors + 2 + -(-n_decoders // batch) + 32 // batch
+        n_held = n_decoders + _n_downloads(job)
+        wanted = (n_in_flight + 1) * n_predictors + 2 + -(-n_held // batch) + 32 // batch
         pixel_bytes = spec.height * spec.width * 3
         hops.append(Hop("pixels", min(queue // batch, wanted), batch, pixel_bytes, pixel_bytes))
     else:
@@ -204,6 +205,13 @@ def _hops(
     n_results = queue // job.batch_size
     hops.append(Hop("results", n_results, job.batch_size, result_bytes, TYPICAL_RESULT_BYTES))
     return tuple(hops)
+
+
+def _n_downloads(job: Job) -> int:
+    """Return how many rows the decoders of a worker may hold while their files come."""
+    if job.input_table and job.image_type == "base64":
+        return 0
+    return job.preprocess_thread_num * job.download_concurrency
 
 
 def _sample_hops(job: Job, n_predictors: int) -> list[Hop]:
@@ -217,7 +225,7 @@ def _sample_hops(job: Job, n_predictors: int) -> list[Hop]:
     """
     row_bytes = _whole_pages(3 * job.max_image_pixels + 2 * job.max_row_bytes)
     links = [(it.num_threads, it.batch_size) for it in job.user_process_config]
-    hops, before, n_before = list[Hop](), 1, job.preprocess_thread_num
+    hops, before, n_before = list[Hop](), 1, job.preprocess_thread_num + _n_downloads(job)
     for n_consumers, batch in [*links, (n_predictors, job.batch_size)]:
         wanted = n_consumers + 2 + -(-n_before // batch)
         least = 1 - (math.gcd(before, batch) - before) // batch
@@ -502,13 +510,24 @@ class Worker:
         elif role == "writer":
             self._rings[-1].recover(number, lambda n: False, None)
         elif self._hop_of(number) >= 0:
-            self._recover(number, lambda n: self._give_up(n, number, cause))
+            self._blame(number, cause)
         for ring in self._rings:
             ring.wake()
 
-    def _recover(self, number: int, fail: Callable[[int], None] | None) -> None:
+    def _blame(self, number: int, cause: str) -> None:
+        """Settle what a process held that may have died of a row."""
+        seat, at = self._seats[number], None
+        if seat.role == "decoder":  # it holds rows that it is not at: their files are on the way
+            at, seat.counters[Counter.AT] = seat.counters[Counter.AT] - 1, 0
+        is_at_none = at is not None and at < 0
+        fail = None if is_at_none else lambda n: self._give_up(n, number, cause)
+        self._recover(number, fail, at)
+
+    def _recover(
+        self, number: int, fail: Callable[[int], None] | None, at: int | None = None
+    ) -> None:
         before, after = self._rings_around(number)
-        n_failed = before.recover(number, after.is_done, fail)
+        n_failed = before.recover(number, after.is_done, fail, at)
         self._seats[number].add(Counter.GIVEN_UP, n_failed)
 
     def _give_up(self, n: int, number: int, cause: str) -> None:

@@ -226,7 +226,11 @@ class Ring:
     # --- recovery -----------------------------------------------------------------------------
 
     def recover(
-        self, seat: int, is_done: Callable[[int], bool], fail: Callable[[int], None] | None
+        self,
+        seat: int,
+        is_done: Callable[[int], bool],
+        fail: Callable[[int], None] | None,
+        at: int | None = None,
     ) -> int:
         """Settle what the dead process of `seat` held. For the supervisor, after waitpid.
 
@@ -241,6 +245,7 @@ class Ring:
             seat: the seat whose process has died.
             is_done: whether row n has reached the next ring.
             fail: puts an error row for row n into the next ring; None where no row is to blame.
+            at: the row that the process was at, where that need not be in the oldest batch.
 
         Returns: how many rows were given up.
         """
@@ -248,15 +253,16 @@ class Ring:
         for seq in self._held_by(seat):
             open_rows = [n for n in self.rows(seq) if not is_done(n)]
             attempt = self.peek(seq)[2]
-            if open_rows and fail:
+            blame = fail if at is None or at in self.rows(seq) else None
+            if open_rows and blame:
                 is_same = self._suspects.get(seq) == open_rows[0]
                 attempt = attempt + 1 if is_same else 1
                 if attempt >= MAX_ATTEMPTS:
-                    fail(open_rows.pop(0))
+                    blame(open_rows.pop(0))
                     n_failed += 1
                     attempt = 1
             if open_rows:
-                if fail:
+                if blame:
                     self._suspects[seq] = open_rows[0]
                     fail = None
                 self.reopen(seq, seat, min(attempt, MAX_ATTEMPTS))

@@ -92,6 +92,8 @@ def claims(
     *,
     ordered: bool = False,
     meanwhile: Callable[[], bool] = lambda: False,
+    is_full: Callable[[], bool] = lambda: False,
+    wait: Callable[[], bool] = lambda: False,
 ) -> Iterator[int]:
     """Yield the batches that `seat` claims from `ring`, until it has drained.
 
@@ -100,23 +102,30 @@ def claims(
     Args:
         meanwhile: called in the place of waiting; it finishes something that the caller has begun,
             or says that there is nothing.
+        is_full: whether the caller has begun as much as it may.
+        wait: waits a moment for what the caller has begun and cannot finish yet, or says that there
+            is nothing.
     """
     parent = os.getppid()
     started = time.monotonic_ns()
+
+    def take() -> int | None:
+        return None if is_full() else ring.claim(number, 0.0, ordered=ordered)
+
     while True:
         try:
-            seq = ring.claim(number, 0.0, ordered=ordered)
+            seq = take()
             while seq is None:
                 looked = time.monotonic_ns()
                 if meanwhile():
                     worked = time.monotonic_ns() - looked
                     seat.add(Counter.BUSY_NS, worked)
                     started += worked
-                    seq = ring.claim(number, 0.0, ordered=ordered)
+                    seq = take()
                     continue
                 seat.enter(State.WAITING)
                 leave_orphaned(parent)
-                seq = ring.claim(number, HEARTBEAT_SECONDS, ordered=ordered)
+                seq = take() if wait() else ring.claim(number, HEARTBEAT_SECONDS, ordered=ordered)
         except RingDrained:
             return
         claimed = time.monotonic_ns()

@@ -32,7 +32,7 @@ _OBJECT = re.compile(r"oss://[^/]+/.+")
 _BUCKET = re.compile(r"oss://[^/.]+\.[^/]+(/.*)?")
 _ARN = re.compile(r"acs:ram::[^:]+:role/.+")
 _CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-_CREDENTIALS = re.compile(r"(?<=://)[^/@]*:[^/@]*@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/?#]*@")
 _QUERY = re.compile(r"(?<=[?&])([^=&]+)=[^&]+")
 _SECRET_NAME = re.compile(r"secret|passw|token|credential|access_?key|signature", re.IGNORECASE)
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from evmp.errors import ConfigError
 from evmp.job import Job, job_schema, load_job
 from evmp.setting import trait_of
+from evmp.value import mask
 
 LEAST: dict[str, Any] = {
     "model_path": "model",
@@ -447,6 +448,12 @@ def test_the_fingerprint_has_what_results_depend_on_and_no_more(tmp_path: Path) 
     assert faster.fingerprint() == plain
     assert {k for k, v in other.fingerprint().items() if v != plain[k]} == {"top_k"}
     assert json.loads(json.dumps(plain)) == plain
+
+
+def test_whatever_stands_before_a_host_is_hidden() -> None:
+    for user in ("token", "me:", "me:pass", "me:p@ss", ":@"):
+        assert mask(f"https://{user}@host:80/a@b") == "https://***@host:80/a@b"
+    assert mask("https://host/a@b:c@d") == "https://host/a@b:c@d"
 
 
 def test_the_description_hides_credentials() -> None:

@@ -237,6 +237,21 @@ def test_death_that_no_row_is_to_blame_for_does_not_count() -> None:
     assert ring.peek(0)[2] == MAX_ATTEMPTS - 1
 
 
+def test_row_that_the_dead_was_at_is_to_blame() -> None:
+    ring = Ring("test", 4, 1, 16)
+    for n in range(3):
+        put(ring, n)
+    failed: list[int] = []
+
+    for _ in range(MAX_ATTEMPTS):
+        for n in range(3):
+            assert ring.claim(CONSUMER, 0.0) == n
+        ring.recover(CONSUMER, lambda n: n in failed, failed.append, at=1)
+
+    assert failed == [1]
+    assert [ring.claim(OTHER, 0.0) for _ in range(3)] == [0, 2, None]
+
+
 def test_batch_that_was_done_before_the_death_is_released() -> None:
     ring = Ring("test", 2, 1, 16)
     put(ring, 0)

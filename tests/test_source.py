@@ -119,15 +119,12 @@ def url_table(folder: Path) -> Case:
     cells: Cells = [
         (Kind.PATH, b"a.jpg", ("a.jpg", 0)),
         (Kind.PATH, b"/b/c.png", (" /b/c.png\n", 1)),
-        (Kind.ERROR, REMOTE, ("https://host/x.jpg", 2)),
+        (Kind.URL, b"https://host/x.jpg", ("https://host/x.jpg", 2)),
         (Kind.PATH, b"/d/ .gif", ("file:///d/%20.gif", 3)),
         (Kind.ERROR, b"column 'url' is null", (None, 4)),
     ]
     keys = {"image_col": "url", "image_type": "url", "reserved_columns": "id"}
     return Case({"input_table": str(path), **keys}, cells, [path])
-
-
-REMOTE = b"https://host/x.jpg: https:// cannot be read by this version; use a local path"
 
 
 def file_list(folder: Path) -> Case:
@@ -154,7 +151,7 @@ def mixed_list(folder: Path) -> Case:
         (Kind.ERROR, NO_JSON, ('{"image":',)),
         (Kind.PATH, "大.jpg".encode(), ("大.jpg",)),
         (Kind.ERROR, b"line is not UTF-8: byte 1 is 0xff", ("\ufffd.jpg",)),
-        (Kind.ERROR, REMOTE, ("https://host/x.jpg",)),
+        (Kind.URL, b"https://host/x.jpg", ("https://host/x.jpg",)),
         (Kind.ERROR, TOO_LONG, ("x" * 256 + "...",)),
         (Kind.ERROR, rb"'c\x00.jpg' holds a NUL character, expected a path", ("c\0.jpg",)),
         (Kind.SAMPLE, b"{}", (b"{}",)),

@@ -36,6 +36,8 @@ class Kind(IntEnum):
     """One JSON object, UTF-8."""
     ERROR = 3
     """The row is bad already: the message, UTF-8."""
+    URL = 4
+    """Where the image is: a URL that leads to another machine, UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)

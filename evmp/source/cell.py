@@ -16,7 +16,7 @@ from evmp.errors import SourceError
 from evmp.key import KeyField, key_values, table_field
 from evmp.source import Kind, Row
 from evmp.source.layout import KEY, first_line
-from evmp.source.location import local_path
+from evmp.source.location import payload_of
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -87,8 +87,7 @@ class Columns:
                 )
             if not self._is_url:
                 return Row(index, Kind.BASE64, cell, keys)
-            path = local_path(str(cell, "utf-8").strip())
-            return Row(index, Kind.PATH, path.encode("utf-8"), keys)
+            return Row(index, *payload_of(str(cell, "utf-8").strip()), keys)
         except UnicodeDecodeError as error:
             message = f"column {self.image!r} is not UTF-8 at byte {error.start}"
         except ValueError as error:

@@ -2,10 +2,10 @@
 
 UTF-8; a byte order mark, CRLF and white space around an entry are dropped, blank lines are no
 rows. A line that starts with `{` is a JSON object and becomes a sample, whatever else a line holds
-is the path of an image, and both may stand in one list. Relative paths are taken from the current
-directory, not from the list's, as the job file's own paths are. A line that is not UTF-8, is no
-JSON object though it starts like one, is longer than `max_row_bytes` or names another machine is an
-error row.
+is the path or URL of an image, and both may stand in one list. Relative paths are taken from the
+current directory, not from the list's, as the job file's own paths are. A line that is not UTF-8,
+is no JSON object though it starts like one, is longer than `max_row_bytes` or has a scheme that
+cannot be read is an error row.
 
 The key of a row is its line as written: `str` for a path, `bytes` for a JSON object's text.
 """
@@ -24,7 +24,7 @@ from evmp.errors import SourceError
 from evmp.key import KeyField
 from evmp.source import Kind, Row, SourceInfo
 from evmp.source.lineindex import LineIndex
-from evmp.source.location import local_path, stat_input
+from evmp.source.location import payload_of, stat_input
 
 KEY = "input_oss_file"
 READ_BUFFER_BYTES = 256 << 10
@@ -155,7 +155,7 @@ class FileListSource:
         if text.startswith("{"):
             return _sample_row(index, text, line.text)
         try:
-            return Row(index, Kind.PATH, local_path(text).encode("utf-8"), (text,))
+            return Row(index, *payload_of(text), (text,))
         except ValueError as error:
             return _error_row(index, text, str(error))
 

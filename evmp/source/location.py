@@ -12,9 +12,22 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from evmp.errors import SourceError
+from evmp.remote import is_remote
+from evmp.source import Kind
 from evmp.value import mask, scheme
 
 MAX_SHOWN_CHARS = 200  # of an input's text in a message
+
+
+def payload_of(location: str) -> tuple[Kind, bytes]:
+    """Return the kind and the payload of a row that names its image by a path or URL.
+
+    Raises:
+        ValueError: as `local_path`.
+    """
+    if is_remote(location):
+        return Kind.URL, location.encode("utf-8")
+    return Kind.PATH, local_path(location).encode("utf-8")
 
 
 def local_path(location: str) -> str:
@@ -29,7 +42,8 @@ def local_path(location: str) -> str:
     kind = scheme(location)
     if kind not in ("", "file"):
         raise ValueError(
-            f"{shown(mask(location))}: {kind}:// cannot be read by this version; use a local path"
+            f"{shown(mask(location))}: {kind}:// cannot be read by this version, expected a local "
+            "path or http(s)://"
         )
     path = unquote(urlsplit(location).path) if kind else location
     if "\0" in path:

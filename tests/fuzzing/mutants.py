@@ -26,11 +26,11 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 _recover, _resume, _put = Ring.recover, Reader._resume, Processor._put
 
 
-def _free_what_is_not_done(self: Ring, seat: int, is_done: object, fail: Any) -> int:
-    return _recover(self, seat, lambda n: True, fail)
+def _free_what_is_not_done(self: Ring, seat: int, is_done: object, *blame: Any) -> int:
+    return _recover(self, seat, lambda n: True, *blame)
 
 
-def _free_nothing(self: Ring, seat: int, is_done: object, fail: object) -> int:
+def _free_nothing(self: Ring, seat: int, is_done: object, *blame: object) -> int:
     return 0
 
 

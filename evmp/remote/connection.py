@@ -1,0 +1,160 @@
+"""Connections that reach only whom they may, and no longer than they may.
+
+The address is checked when the connection is made, not when the name is looked at: whatever a name
+resolves to at that moment, and wherever a redirect has led, no private machine is reached by it.
+
+A read timeout bounds the silence between two packets, so a server that sends a byte now and then
+could hold a thread for ever. So the socket that each thread uses is known here, and whoever calls
+`cut_overdue` breaks those off whose deadline is over.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+from evmp.errors import DownloadError
+from evmp.remote.retry import Again, Deadline
+
+MAX_HOSTS: Final = 256  # whose idle connections are kept
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+
+
+class Guard:
+    """Makes the connections of one process, and knows which thread uses which.
+
+    Args:
+        allow_private: whether any address may be reached, or only those of the public internet.
+        connect_seconds: for each address of a host.
+    """
+
+    def __init__(self, *, allow_private: bool, connect_seconds: float) -> None:
+        self._allow_private, self._connect_seconds = allow_private, connect_seconds
+        self._deadlines: dict[int, Deadline] = {}
+        self._sockets: dict[int, socket.socket] = {}
+
+    @contextmanager
+    def until(self, deadline: Deadline) -> Iterator[None]:
+        """Let the connections that this thread uses within end with the deadline."""
+        thread = threading.get_ident()
+        self._deadlines[thread] = deadline
+        try:
+            yield
+        finally:
+            self._sockets.pop(thread, None)
+            del self._deadlines[thread]
+
+    def watch(self, sock: socket.socket) -> None:
+        """Note that this thread uses a connection."""
+        self._sockets[threading.get_ident()] = sock
+
+    def cut_overdue(self) -> None:
+        """Break off what is used beyond its deadline; for another thread than its user's."""
+        for thread, sock in list(self._sockets.items()):
+            deadline = self._deadlines.get(thread)
+            if deadline and deadline.left <= 0:
+                with suppress(OSError):  # of a TLS socket, too: its own method is not for others
+                    socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+    def connect(self, host: str, port: int) -> socket.socket:
+        """Return a new connection.
+
+        Raises:
+            DownloadError: when the host does not exist or may not be reached.
+            Again: when it cannot be reached now.
+        """
+        refused, failure = "", "no address"
+        for family, kind, protocol, _, address in _resolve(host, port):
+            if not (self._allow_private or is_public(str(address[0]))):
+                refused = str(address[0])
+                continue
+            try:
+                return self._connect(socket.socket(family, kind, protocol), address)
+            except TimeoutError:
+                failure = f"no connection within {self._connect_seconds:g} seconds"
+            except OSError as error:
+                failure = (error.strerror or str(error)).lower()
+        if refused:
+            raise DownloadError(
+                f"{host} is {refused}, an address that is not public; "
+                "allow_private_hosts: true reaches it"
+            )
+        raise Again(f"{host}: {failure}")
+
+    def _connect(self, sock: socket.socket, address: Any) -> socket.socket:
+        deadline = self._deadlines[threading.get_ident()]
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.settimeout(deadline.cap(self._connect_seconds))
+            sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
+        self.watch(sock)
+        return sock
+
+
+def is_public(address: str) -> bool:
+    """Return whether an IP address is one of the public internet, whatever it is wrapped in."""
+    ip: Any = ipaddress.ip_address(address.partition("%")[0])
+    if ip.version == 6:
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
+        if ip in _NAT64:
+            inner = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
+        if inner:
+            return is_public(str(inner))
+    return bool(ip.is_global and not ip.is_multicast)
+
+
+def _resolve(host: str, port: int) -> list[Any]:
+    try:
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        if error.errno == socket.EAI_AGAIN:
+            raise Again(f"{host} cannot be looked up now") from None
+        raise DownloadError(f"there is no host {host}") from None
+    except UnicodeError:
+        raise DownloadError(f"{host} is no name of a host") from None
+
+
+class Pools(urllib3.PoolManager):
+    """Keep-alive connections to any host, made and watched by a guard.
+
+    Args:
+        guard: makes the connections.
+        n_connections: that are kept for a host.
+    """
+
+    def __init__(self, guard: Guard, n_connections: int) -> None:
+        super().__init__(num_pools=MAX_HOSTS, maxsize=n_connections, retries=False)
+        self._classes = {
+            "http": _guarded(HTTPConnection, guard),
+            "https": _guarded(HTTPSConnection, guard),
+        }
+
+    def _new_pool(self, scheme: str, *arguments: Any, **options: Any) -> Any:
+        pool = super()._new_pool(scheme, *arguments, **options)
+        pool.ConnectionCls = self._classes[scheme]
+        return pool
+
+
+def _guarded(kind: Any, guard: Guard) -> Any:
+    """Return a class of connections like `kind` that asks the guard."""
+
+    class Connection(kind):  # type: ignore[misc]
+        def _new_conn(self) -> socket.socket:
+            return guard.connect(self._dns_host, self.port)
+
+        def request(self, *arguments: Any, **options: Any) -> None:
+            if self.sock is not None:  # an old connection
+                guard.watch(self.sock)
+            super().request(*arguments, **options)
+
+    return Connection
