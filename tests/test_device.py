@@ -9,18 +9,29 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import orjson
 import pytest
 import torch
 from conftest import ROOT
 from jobfolder import JobFolder
+from latedevice import Late
 from PIL import Image
 
+import evmp.model
+from evmp.child import call_in_child
+from evmp.job import load_job
+from evmp.ledger import Block
+from evmp.metrics import Board
 from evmp.model import open_model
 from evmp.model.device import Cpu, Device, Gpu
+from evmp.model.network import BatchNetwork
 from evmp.model.package import load_package
+from evmp.pipeline import Worker
 from evmp.ring import Ring
+from evmp.run import make_plan
 
 GPU = pytest.param(Gpu, marks=pytest.mark.needs_cuda)
 
@@ -208,6 +219,51 @@ def test_row_that_leads_a_model_astray_costs_only_itself(
     assert list(failures) == [19]
     assert failures[19].startswith(message)
     assert len(rows) == 40
+
+
+def rehearsed(job: Path, n_rows: int) -> list[dict[str, Any]]:
+    """Run a job's stages but the writer in this process; return the results."""
+    plan = make_plan(load_job(job, []))
+    layout = plan.layout.holding(n_rows)
+    seats, ledger = Board(layout.roles, 1).workers[0], plan.target.ledger
+    worker = Worker(0, plan.job, plan.package, layout, ledger, plan.source.keys, seats, list)
+    results = worker.rehearse([Block(0, n_rows)])
+    return [orjson.loads(results.data(n)) for n in range(n_rows)]
+
+
+def test_stages_with_batches_in_flight_give_the_results_of_those_without(
+    job: JobFolder, make_table: Callable[..., Path], tiny_model: Path
+) -> None:
+    random = np.random.default_rng(0)
+    images = []
+    for side in random.integers(8, 64, 45):
+        file = io.BytesIO()
+        pixels = random.integers(0, 256, (side, 40, 3), np.uint8)
+        Image.fromarray(pixels).save(file, "PNG")
+        images.append(b"no image" if side == 20 else file.getvalue())
+    make_table(job.path / "in.parquet", images)
+    file = job.write(
+        predict_thread_num=3,
+        batch_size=4,
+        input_table=str(job.path / "in.parquet"),
+        output_oss_file=str(job.path / "out.jsonl"),
+    )
+    expected = call_in_child(lambda: rehearsed(file, len(images)))
+
+    def on_a_late_device() -> list[dict[str, Any]]:
+        network = torch.jit.load(tiny_model / "model.pt")
+        evmp.model.open_model = lambda package, *options: BatchNetwork(
+            network, package, torch.jit.freeze, 4, Late()
+        )
+        return rehearsed(file, len(images))
+
+    found = call_in_child(on_a_late_device)
+
+    assert len(found) == len(images)
+    for mine, other in zip(found, expected, strict=True):
+        assert mine.get("class_name") == other.get("class_name")
+        assert mine.get("error_msg") == other.get("error_msg")
+        assert mine.get("class_probs") == pytest.approx(other.get("class_probs"), abs=1e-5)
 
 
 def test_gpu_that_is_required_and_not_found_fails_its_tests() -> None:

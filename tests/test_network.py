@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from latedevice import Late
 from modelfolder import write_package
 from torch import Tensor, nn
 
 from evmp.errors import ModelError
 from evmp.model import DeviceLost, Model, open_model
-from evmp.model.device import Cpu, Device, Mark
+from evmp.model.device import Cpu, Device
 from evmp.model.network import BatchNetwork, to_rows
 from evmp.model.package import load_package
 
@@ -118,34 +118,6 @@ def test_a_row_keeps_nothing_of_the_model() -> None:
 
 
 # --- batches in flight ----------------------------------------------------------------------------
-
-
-class Late(Cpu):
-    """A device on which outputs arrive only when somebody waits for them, as late as they may."""
-
-    def __init__(self) -> None:
-        self._on_the_way: list[Callable[[], object]] = []
-        self.failure: Exception | None = None
-        self.is_lost = False
-
-    def download(self, tensor: Tensor) -> Tensor:
-        copy = torch.full(tensor.shape, 77, dtype=tensor.dtype)
-        self._on_the_way.append(partial(copy.copy_, tensor))
-        return copy
-
-    def mark(self) -> Mark:
-        return partial(self._pass, list(self._on_the_way))
-
-    def _pass(self, arriving: list[Callable[[], object]]) -> None:
-        if self.failure:
-            raise self.failure
-        with torch.inference_mode():
-            for arrive in arriving:
-                arrive()
-
-    def check(self) -> None:
-        if self.is_lost:
-            raise DeviceLost("the device is gone")
 
 
 def colours(finish: Callable[[nn.Module], object], device: Device, folder: Path) -> BatchNetwork:
