@@ -110,20 +110,32 @@ class Caller:
         Raises:
             ModelError: when its `__init__` takes other arguments, or raises.
         """
-        given = [*map(repr, arguments), *keywords]
         try:
-            inspect.signature(kind).bind(*arguments, **keywords)
+            signature = inspect.signature(kind)
+        except ValueError:
+            signature = None  # a class written in C has none to look at
+        try:
+            if signature:
+                signature.bind(*arguments, **keywords)
         except TypeError as error:
             raise ModelError(
-                f"{key}: {kind.__name__}{inspect.signature(kind)} cannot be called with "
-                f"({', '.join(given)}): {error}"
+                f"{key}: {kind.__name__}{signature} does not take what it is given: {error}"
             ) from None
-        except ValueError:
-            pass  # a class written in C has no signature to look at
+        what = f"{key}: {kind.__name__}.__init__ failed"
+        return self.prepare(what, kind, *arguments, **keywords)
+
+    def prepare(
+        self, what: str, function: Callable[..., Any], *arguments: object, **keywords: object
+    ) -> Any:
+        """Call user code before the first row.
+
+        Raises:
+            ModelError: when it raises anything at all, in words that begin with `what`.
+        """
         try:
-            return kind(*arguments, **keywords)
+            return function(*arguments, **keywords)
         except BaseException:
-            raise self._not_started(f"{key}: {kind.__name__}.__init__ failed") from None
+            raise self._not_started(what) from None
 
     def _not_started(self, what: str) -> ModelError:
         """Log the traceback of the exception at hand, and return the error that ends the job."""
@@ -188,10 +200,7 @@ class Predicting:
 
     def _read_output_type(self) -> dict[str, str]:
         ask: Any = getattr(self._made, "get_output_type", dict)
-        try:
-            found = ask()
-        except BaseException as error:
-            raise ModelError(f"{self._name}.get_output_type: {self._caller.brief(error)}") from None
+        found = self._caller.prepare(f"{self._name}.get_output_type failed", ask)
         kinds = ("json", "image", "video")
         if not isinstance(found, dict) or not all(kind in kinds for kind in found.values()):
             raise ModelError(
@@ -246,7 +255,7 @@ class Processing:
             raise ModelError(f"user_process_cls: {class_path} does not derive from evmp.Process")
         if kind.process is Process.process:
             raise ModelError(f"user_process_cls: {class_path} has no method process")
-        self._name = kind.__name__
+        self._name = config.job_name or kind.__name__
         self._made = caller.make("user_process_cls", kind, **(config.model_extra or {}))
 
     def process(self, samples: Sequence[dict[Any, Any]]) -> list[list[dict[Any, Any]]]:

@@ -541,6 +541,9 @@ class Worker:
             limit = self._job.process_timeout_seconds
             cause = f"no answer within process_timeout_seconds, {limit:g}"
         stage = {"decoder": "decode", "predictor": "predict"}.get(role, role)
+        if role == "process":
+            link = self._job.user_process_config[self._hop_of(number) - 1]
+            role = f"process {link.job_name or link.user_process_cls}"
         put_failure(results, n, header.row, stage, f"the {role} died of this row: {cause}")
         after.skip(n, header.row)
 

@@ -116,7 +116,7 @@ class Mine:
         ),
         (
             "class Mine:\n def __init__(self): pass\n def predict(self): pass",
-            "Mine() cannot be called with ('model', '{}'): too many positional arguments",
+            "Mine() does not take what it is given: too many positional arguments",
         ),
         (
             "class Mine:\n def predict(self): pass\n def __init__(self, path, config):\n  1 / 0",
@@ -320,7 +320,7 @@ def test_what_a_process_does_wrong_is_one_line(
         (
             "import evmp\nclass Mine(evmp.Process):\n def __init__(self, a): 0\n"
             " def process(self, it): 0",
-            "Mine(a) cannot be called with (margin): missing a required argument: 'a'",
+            "Mine(a) does not take what it is given: missing a required argument: 'a'",
         ),
     ],
 )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fuzzing.scenario import Verdict
 
 _ROW: Final = re.compile(rb'\{"image":"row (\d+)')
-_DIED: Final = re.compile(r"the (decoder|process|predictor) died of this row: .*")
+_DIED: Final = re.compile(r"the (decoder|process \S+|predictor) died of this row: .*")
 
 
 def judge(ledger: Ledger, n_rows: int, verdict: Verdict, result: Callable[[int], bytes]) -> None:
