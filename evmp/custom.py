@@ -75,10 +75,9 @@ class Caller:
         try:
             module = import_module(module_path)
         except BaseException as error:
-            if isinstance(error, ModuleNotFoundError) and f"{module_path}.".startswith(
-                f"{error.name}."
-            ):
-                raise ModelError(f"{key}: there is no module {error.name}{self._there()}") from None
+            missing = error.name if isinstance(error, ModuleNotFoundError) else None
+            if missing and f"{module_path}.".startswith(f"{missing}."):
+                raise ModelError(f"{key}: there is no module {missing}{self._there()}") from None
             raise self._not_started(f"{key}: module {module_path} cannot be imported") from None
         self._check_origin(key, module)
         found = getattr(module, name, None)
@@ -110,17 +109,8 @@ class Caller:
         Raises:
             ModelError: when its `__init__` takes other arguments, or raises.
         """
-        try:
-            signature = inspect.signature(kind)
-        except ValueError:
-            signature = None  # a class written in C has none to look at
-        try:
-            if signature:
-                signature.bind(*arguments, **keywords)
-        except TypeError as error:
-            raise ModelError(
-                f"{key}: {kind.__name__}{signature} does not take what it is given: {error}"
-            ) from None
+        if misfit := misfit_of(kind, *arguments, **keywords):
+            raise ModelError(f"{key}: {misfit}")
         what = f"{key}: {kind.__name__}.__init__ failed"
         return self.prepare(what, kind, *arguments, **keywords)
 
@@ -166,7 +156,7 @@ class Caller:
 
     def brief(self, error: BaseException) -> str:
         """Return an exception's type, message, and where in the user's code it was raised."""
-        text = str(error).strip()
+        text = " ".join(str(error).split())
         text = text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 3] + "..."
         frames = list(traceback.extract_tb(error.__traceback__))
         own = [it for it in frames if self._code and Path(it.filename).is_relative_to(self._code)]
@@ -194,7 +184,9 @@ class Predicting:
             raise ModelError(f"user_predictor_cls: {class_path} has no method predict")
         self._name = kind.__name__
         self._takes_samples = getattr(kind, "version", 1) == 2
-        arguments = (model_path, config) if config else (model_path,)
+        arguments: tuple[str | None, ...] = (model_path, config or None)
+        if not config and misfit_of(kind, *arguments):
+            arguments = (model_path,)
         self._made = caller.make("user_predictor_cls", kind, *arguments)
         self.output_type = self._read_output_type()
 
@@ -309,6 +301,19 @@ class Processing:
     def destroy(self) -> None:
         """Call the process's own, if it has one."""
         self._caller.destroy(self._made)
+
+
+def misfit_of(kind: type, *arguments: object, **keywords: object) -> str:
+    """Return why a class does not take these arguments; empty where it does, or cannot be asked."""
+    try:
+        signature = inspect.signature(kind)
+    except ValueError:
+        return ""  # it is written in C
+    try:
+        signature.bind(*arguments, **keywords)
+    except TypeError as error:
+        return f"{kind.__name__}{signature} does not take what it is given: {error}"
+    return ""
 
 
 def image_of(sample: dict[Any, Any]) -> Any:

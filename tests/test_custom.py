@@ -91,12 +91,15 @@ def test_aliases_are_unknown_where_no_user_code_runs() -> None:
         __import__("easycv.predictors.interface")
 
 
-def test_class_needs_no_base_and_may_take_the_path_alone(make: Callable[[str], Caller]) -> None:
-    text = """
+@pytest.mark.parametrize("arguments", ["path", "path, config", "path, config=None", "path, *more"])
+def test_class_needs_no_base_and_may_take_the_path_alone(
+    make: Callable[[str], Caller], arguments: str
+) -> None:
+    text = f"""
 class Mine:
     version = 2
-    def __init__(self, path): self.path = path
-    def predict(self, samples, batch_size): return [{"path": self.path} for _ in samples]
+    def __init__(self, {arguments}): self.path = path
+    def predict(self, samples, batch_size): return [{{"path": self.path}} for _ in samples]
 """
     assert predicting(make(text)).predict([{}]) == [{"path": "model"}]
 
@@ -191,6 +194,7 @@ class Mine:
         ("samples[0]['none']", "KeyError: 'none' (mine.py:6)"),
         ("exit(4)", "SystemExit: 4 (mine.py:6)"),
         ("(_ for _ in ()).throw(KeyboardInterrupt)", "KeyboardInterrupt (mine.py:6)"),
+        ("(_ for _ in ()).throw(OSError('two\\nlines'))", "OSError: two lines (mine.py:6)"),
         ("int('x' * 9999)", "ValueError: invalid literal for int() with base 10: 'xxx"),
     ],
 )
