@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from trouble import Fussy
 
+from evmp import machine
 from evmp.errors import ModelError
 from evmp.model import open_model
 from evmp.model.device import Cpu
@@ -416,6 +417,19 @@ def test_cuda_without_a_gpu_is_refused(tmp_path, monkeypatch):
     ):
         open_model(package, "cuda", 8, 1)
     assert open_model(package, "auto", 8, 1).device == "cpu"
+
+
+def test_gpu_that_torch_cannot_use_costs_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(machine, "gpus", lambda: [])
+    package = package_of(save(nn.Identity(), tmp_path))
+
+    assert open_model(package, "auto", 8, 1).device == "cpu"
+    assert caplog.text == ""
+    monkeypatch.setattr(machine, "gpus", lambda: ["0"])
+    assert open_model(package, "auto", 8, 1).device == "cpu"
+
+    assert f"torch {torch.__version__} cannot use the GPU" in caplog.text
 
 
 def test_adapters_share_one_way_to_run(tmp_path):

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 import torch
 
-from evmp import _native
+from evmp import _native, machine
 from evmp.errors import ModelError
 from evmp.model import Pending
 from evmp.model.batch import Array, OutOfMemory, divided, filled_up, scale_and_bias
@@ -94,6 +94,12 @@ def resolve_device(device: str) -> str:
     if device == "cuda":
         raise ModelError(
             f"device: got cuda, but torch {torch.__version__} finds no GPU; set device: cpu or auto"
+        )
+    if machine.gpus():
+        log.warning(
+            "torch %s cannot use the GPU, so one process on the CPU takes its place; install a "
+            "torch that is built for this CUDA, or set device: cpu",
+            torch.__version__,
         )
     return "cpu"
 
