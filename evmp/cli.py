@@ -138,7 +138,11 @@ def command(
 )
 @click.option("--features", metavar="A,B=NAME", default="", help="What a network shall return.")
 @click.option(
-    "--classes", type=click.IntRange(0), default=0, help="How many a network tells apart."
+    "--classes",
+    metavar="N",
+    type=click.IntRange(0),
+    default=0,
+    help="How many a network tells apart.",
 )
 @click.option("--labels", metavar="FILE", default="", help="The class names, one a line.")
 @click.option("-D", "settings", metavar="KEY=VALUE", multiple=True, help="Set a key of model.yaml.")

@@ -146,7 +146,7 @@ def test_labels_and_settings_are_the_users(make: Make, tmp_path: Path) -> None:
     package = load_package(tmp_path / "model")
     assert package.labels == tuple(TINY_LABELS) and '"class_name":"dark"' in said
     assert (package.input.resize, package.input.scale) == ("letterbox", 1 / 128)
-    assert (tmp_path / "model" / "model.yaml").read_text().startswith("# From m.pt; written by")
+    assert (tmp_path / "model" / "model.yaml").read_text().startswith('# From "m.pt"; written by')
 
 
 # --- of a network by its name ---------------------------------------------------------------------
@@ -343,8 +343,12 @@ def test_a_library_that_is_not_there_is_named(
         ("input=3", "-Dinput: got 3, expected a mapping"),
         ("model_type=detecto", '-Dmodel_type: got "detecto", expected .*, did you mean detector'),
         ("input.mean=[1", r'-Dinput.mean: got "\[1", .*'),
-        ("input.height", "-Dinput.height: expected -Dkey=value"),
-        ("=3", "-D=3: expected -Dkey=value"),
+        ("input.height", '-D"input.height": expected -Dkey=value'),
+        ("=3", '-D"=3": expected -Dkey=value'),
+        ("weights=\udcff", "expected -Dkey=value in UTF-8"),
+        ("weights=../m.pt", '-Dweights: got "../m.pt", expected a file inside the package'),
+        ("model_type=self_define", "-Dmodel_type: got self_define, whose model the user's pr"),
+        ("model_type=text_detection_recognition", "is a folder of two packages; export each"),
     ],
 )
 def test_a_wrong_setting_is_said(make: Make, tmp_path: Path, setting: str, message: str) -> None:

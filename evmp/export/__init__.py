@@ -27,10 +27,10 @@ import yaml
 
 from evmp import _native, machine
 from evmp.child import call_in_child
-from evmp.document import Document, parse_value, read_text
+from evmp.document import Document, is_utf8, parse_value, read_text
 from evmp.errors import ConfigError, ModelError, Problem
 from evmp.model.package import MAX_LABEL_BYTES, MODEL_FILE, ModelPackage, load_package
-from evmp.model.rule import CLASSES, READERS
+from evmp.model.rule import CLASSES, READERS, TEAM
 from evmp.model.spec import ModelFile
 from evmp.setting import build, show
 
@@ -84,7 +84,7 @@ def export(request: Request, folder: Path, *, force: bool = False) -> str:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=f".{folder.name}.evmp-", dir=folder.parent) as place:
-            draft = Path(place, folder.name)
+            draft = Path(place, "package")
             draft.mkdir()
             said = _make_in_child(request, draft, folder)
             if folder.exists():
@@ -158,7 +158,11 @@ def _write(request: Request, draft: Draft, folder: Path) -> None:
         values["output"] = {**values.get("output", {}), "labels": LABELS}
     document = _with_settings(values, request.settings)
     spec = build(ModelFile, document)
-    draft.save(folder / draft.weights, spec.input)
+    if spec.model_type == TEAM:
+        raise ConfigError(f"--type: a {TEAM} is a folder of two packages; export each of them")
+    weights = folder / spec.weights
+    weights.parent.mkdir(parents=True, exist_ok=True)
+    draft.save(weights, spec.input)
     if spec.output.labels == LABELS:
         _create(folder / LABELS, "".join(f"{label}\n" for label in labels))
     head = f"# {draft.origin}; written by evmp export.\n"
@@ -178,8 +182,8 @@ def _with_settings(values: dict[str, Any], settings: Sequence[str]) -> Document:
     for setting in settings:
         path, equals, text = setting.partition("=")
         *groups, name = path.split(".")
-        if not equals or not name:
-            raise ConfigError(Problem("expected -Dkey=value", setting, "-D"))
+        if not equals or not name or not is_utf8(setting):
+            raise ConfigError(Problem("expected -Dkey=value in UTF-8", show(setting), "-D"))
         try:
             value = parse_value(text)
         except ConfigError as error:

@@ -14,6 +14,7 @@ from evmp.model import import_onnx
 from evmp.model.archive import files_of, kind_of
 from evmp.model.package import ModelInput
 from evmp.model.rule import READERS
+from evmp.setting import show
 
 NAMES: Final = {"torchscript": ARCHIVE, "exported": "model.pt2", "onnx": "model.onnx"}
 # Under this name the ONNX models of PP-OCR keep their characters; what goes with them is theirs.
@@ -59,7 +60,7 @@ def draft_of_file(request: Request) -> Draft:
         register_operators(file)
         spec["input"] = _size_in(input_shapes(load_program(file)))
     return Draft(
-        f"From {file.name}",
+        f"From {show(file.name)}",
         NAMES[kind],
         partial(_copy, file),
         {name: it for name, it in spec.items() if it},

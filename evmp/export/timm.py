@@ -13,7 +13,7 @@ from evmp.errors import ConfigError, ModelError
 from evmp.export import Request
 from evmp.export.draft import ARCHIVE, Draft, load_weights, save_traced, with_features
 from evmp.model.network import explain
-from evmp.setting import nearest
+from evmp.setting import nearest, show
 
 try:
     import timm
@@ -44,8 +44,7 @@ def draft_of_timm(request: Request) -> Draft:
     spec = {"model_type": model_type, "input": _input(settings)}
     if request.features:
         network = with_features(network, request.features)
-    weights = Path(request.weights).name or "of its own"
-    origin = f"timm's {name}, weights {weights}"
+    origin = f"timm's {name}, weights {show(Path(request.weights).name or 'its own')}"
     return Draft(origin, ARCHIVE, partial(save_traced, network), spec, labels)
 
 

@@ -21,7 +21,7 @@ from evmp.export.draft import (
     with_features,
 )
 from evmp.model.network import explain
-from evmp.setting import nearest
+from evmp.setting import nearest, show
 
 try:
     from torchvision import models
@@ -66,7 +66,7 @@ def draft_of_torchvision(request: Request) -> Draft:
         network = with_features(network, request.features)
     save = save_scripted if family in TYPES and not request.features else save_traced
     known = request.weights or (theirs.name if theirs else "none")
-    origin = f"torchvision's {name}, weights {Path(known).name}"
+    origin = f"torchvision's {name}, weights {show(Path(known).name)}"
     return Draft(origin, ARCHIVE, partial(save, network), spec, labels)
 
 
