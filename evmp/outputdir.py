@@ -28,6 +28,7 @@ import simplejpeg
 
 from evmp.errors import CustomCodeError, SinkError
 from evmp.result import to_json
+from evmp.sink import sync
 from evmp.value import scheme
 
 if TYPE_CHECKING:
@@ -121,10 +122,9 @@ class OutputFiles:
             path = self._reserved(place.n, place.row, key, f"{place.part}{end}")
             target = self._target(path)
             target.parent.mkdir(parents=True, exist_ok=True)
-            with open(target, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            target.write_bytes(data)
+            sync(target)
+            sync(target.parent)
         except OSError as error:
             raise SinkError(
                 f"output_dir: cannot write {error.filename or self._folder}: {error.strerror}; "
@@ -141,7 +141,8 @@ class OutputFiles:
             tail = f"-{digest[:n_digits]}" if n_digits else ""
             path = os.path.join(self._folder, key, f"{stem}{tail}{end}")
             owner = self._ledger.owner_of(path)
-            if owner is None and not (self._is_retry and self._target(path).exists()):
+            is_taken = self._is_retry and not tail and self._target(path).exists()
+            if owner is None and not is_taken:
                 owner = self._ledger.reserve(path, row)
             if owner == row:
                 return path
@@ -161,8 +162,9 @@ class OutputFiles:
 def check_keys(output_type: dict[str, str]) -> str:
     """Return what is wrong with keys that become folders, or nothing."""
     for key, kind in output_type.items():
-        if kind != "json" and (key in ("", ".", "..") or "/" in key or "\0" in key):
-            return f"{key!r} is {kind} and no name of a folder"
+        is_name = key not in ("", ".", "..") and "/" not in key and "\0" not in key
+        if kind != "json" and not (is_name and len(key.encode("utf-8", "replace")) < 256):
+            return f"{key!r:.40} is {kind} and no name of a folder"
     return ""
 
 

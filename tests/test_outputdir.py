@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +108,17 @@ def test_row_that_is_done_again_finds_its_own_name(make: Make) -> None:
     after = [make(*inputs).save(Place(n, n), "x", "image", FRAME) for n in (1, 0)]
 
     assert after == before[::-1]
+
+
+def test_row_may_be_retried_as_often_as_it_fails(make: Make, tmp_path: Path) -> None:
+    place = Place(0, 5)
+    paths = {make("a/cat.jpg").save(place, "x", "image", FRAME)}
+
+    for _ in range(5):
+        shutil.rmtree(tmp_path / "staging")
+        paths.add(make("a/cat.jpg", retry="yes").save(place, "x", "image", FRAME))
+
+    assert len(paths) == 2
 
 
 def test_retry_keeps_the_files_of_rows_that_it_does_not_do(make: Make, tmp_path: Path) -> None:
