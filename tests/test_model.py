@@ -421,7 +421,7 @@ def test_cuda_without_a_gpu_is_refused(tmp_path, monkeypatch):
 
 def test_gpu_that_torch_cannot_use_costs_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(machine, "gpus", lambda: [])
+    monkeypatch.setattr(machine, "gpus", list)
     package = package_of(save(nn.Identity(), tmp_path))
 
     assert open_model(package, "auto", 8, 1).device == "cpu"

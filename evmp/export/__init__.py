@@ -30,8 +30,9 @@ from evmp.child import call_in_child
 from evmp.document import Document, is_utf8, parse_value, read_text
 from evmp.errors import ConfigError, ModelError, Problem
 from evmp.model.package import MAX_LABEL_BYTES, MODEL_FILE, ModelPackage, load_package
-from evmp.model.rule import CLASSES, READERS, TEAM
+from evmp.model.rule import CLASSES, READERS
 from evmp.model.spec import ModelFile
+from evmp.rule import TEAM
 from evmp.setting import build, show
 
 if TYPE_CHECKING:
