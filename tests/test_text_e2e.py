@@ -45,7 +45,7 @@ RECOGNIZER["output"]["labels"] = "labels.txt"
 # As the code of rapidocr-onnxruntime has it.
 RAPID = {
     **DETECTOR,
-    "input": {**DETECTOR["input"], "height": 1984, "width": 1984},
+    "input": {**DETECTOR["input"], "height": 1472, "width": 1472},
     "output": {"text": {"box_threshold": 0.5, "unclip_ratio": 1.6, "dilate": True}},
 }
 LAYOUT: dict[str, Any] = {
