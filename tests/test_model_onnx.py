@@ -13,9 +13,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from jobfolder import JobFolder
 from modelfolder import INPUT, write_onnx
 from onnx import TensorProto, helper
 
+from evmp import machine
 from evmp.errors import ModelError
 from evmp.model import DeviceLost, Model, open_model, preload
 from evmp.model.archive import files_of
@@ -443,3 +445,51 @@ def test_cuda_without_a_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"got cuda, but onnxruntime .* is built without it"):
         open_model(package, "cuda", 8, 1)
     assert open_model(package, "auto", 8, 1).device == "cpu"
+
+
+def test_a_gpu_that_onnxruntime_cannot_use_costs_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    package = package_of(convolutions(tmp_path))
+
+    monkeypatch.setattr(machine, "gpus", list)
+    open_model(package, "auto", 8, 1)
+    assert caplog.text == ""
+    monkeypatch.setattr(machine, "gpus", lambda: ["0"])
+    open_model(package, "auto", 8, 1)
+
+    assert "cannot use the GPU, so one process on the CPU takes its place" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda folder: _pointing_to(folder, "../weights.bin"), '"../weights.bin" leads out of'),
+        (
+            lambda folder: write_onnx(
+                folder / "model" / "model.onnx", [MEANS], ["mean"], inputs=("image", "size")
+            ),
+            "the model has the inputs image: (N, 3, 32, 32), size: (N, 3, 32, 32), expected one",
+        ),
+    ],
+)
+def test_a_job_is_refused_at_its_start(
+    job: JobFolder,
+    make_table: Callable[..., Path],
+    photo_file: Callable[..., bytes],
+    write: Callable[[Path], Path],
+    message: str,
+) -> None:
+    write(job.path)
+    text = f"model_type: classifier\nweights: model.onnx\ninput: {INPUT}\n"
+    (job.path / "model" / "model.yaml").write_text(text)
+    make_table(job.path / "in.parquet", [photo_file("coffee", "JPEG", (40, 40))])
+    job.write(model_path="model")
+
+    done = job.run()
+
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[-1].startswith("evmp: model: ") and message in done.stderr
+    assert "Traceback" not in done.stderr and not (job.path / "out.jsonl").exists()

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from evmp import _native
+from evmp import _native, machine
 from evmp.errors import ModelError
 from evmp.model import DeviceLost, Pending
 from evmp.model.batch import Array, OutOfMemory, divided, filled_up, image_input, scale_and_bias
@@ -193,8 +193,12 @@ def _providers(device: str) -> list[str]:
             f"device: got cuda, but onnxruntime {VERSION} is built without it; "
             "install onnxruntime-gpu instead, or set device: cpu or auto"
         )
-    if device == "auto":
-        log.info("onnxruntime %s finds no CUDA: the model runs on the CPU", VERSION)
+    if device == "auto" and machine.gpus():
+        log.warning(
+            "onnxruntime %s cannot use the GPU, so one process on the CPU takes its place; install "
+            "onnxruntime-gpu instead, or set device: cpu",
+            VERSION,
+        )
     return ["CPUExecutionProvider"]
 
 
