@@ -14,7 +14,7 @@ Where to read on, from the outside in:
 - `placement`: which CPUs and GPUs they have.
 - `reader`, `decoder`, `processor`, `predictor`, `writer`: the stages, in the order of the flow;
   `ring` between, which holds `sample`s where users' code takes part.
-- `engine`, `sampleengine`, `textreader`: what a predictor holds, a model and its head perhaps.
+- `engine`, `sampleengine`, `textpredictor`: what a predictor holds, a model and its head perhaps.
 - `source`, `image`, `model`, `head`, `sink`: rows, pixels, tensors, results; none knows the others.
 - `interface`, `custom`, `resource`, `result`, `outputdir`: users' code, and what it gives.
 - `ledger`, `publish`: what is done and stays done, and how it becomes the output in one step.

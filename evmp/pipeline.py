@@ -40,7 +40,7 @@ from evmp.rule import TEAM, has_custom_code
 from evmp.sampleengine import CustomPredictor, ImagePredictor, SampleEngine, SamplePredictor
 from evmp.stage import Stage, put_failure, run_stage
 from evmp.supervisor import Post, Supervisor
-from evmp.textreader import TextPredictor
+from evmp.textpredictor import TextPredictor
 from evmp.writer import Writer
 from evmp.zygote import Zygote
 

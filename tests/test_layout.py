@@ -22,7 +22,7 @@ LAYERS = [
     "zygote",
     "supervisor child",
     "reader decoder processor predictor writer",
-    "textreader",
+    "textpredictor",
     "sampleengine",
     "engine",
     "stage outputdir",

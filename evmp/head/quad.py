@@ -25,6 +25,7 @@ ARC_TOLERANCE: Final = 0.25  # pixels between a round corner and its polygon
 SAME_LINE: Final = 10  # pixels between the tops of what is read from the left to the right
 UPRIGHT: Final = 1.5  # times its width, from which height on a crop holds a line that runs down
 
+# The other cores are other processes'.
 cv2.setNumThreads(1)
 
 

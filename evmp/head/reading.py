@@ -29,8 +29,8 @@ class Reading:
     """The mean of the characters' probabilities; 0 where there is none."""
 
 
-class Reader:
-    """Decodes the steps of one model; `check` comes first, then `read`."""
+class TextDecoder:
+    """Turns the steps of one model into characters."""
 
     def __init__(self, package: ModelPackage) -> None:
         self._package, self._spec = package, package.output.text
@@ -51,13 +51,13 @@ class Reader:
             return
         found, wanted = (steps.shape[-1] if steps.ndim else 0), len(self._characters)
         if found != wanted:
-            space = self._spec.space or found != wanted + 1
+            lacks_space = found == wanted + 1 and not self._spec.space
             raise ModelError(
                 f"the model returned {(1, *steps.shape)} for an image, expected "
                 f"{(1, *steps.shape[:-1], wanted)} for {wanted} classes: "
                 f"{len(self._package.labels)} labels, {'the space, ' * self._spec.space}and what "
-                f"is no character; {'correct' if space else 'set output.text.space: true, or'} "
-                "output.labels or output.text"
+                f"is no character; {'set output.text.space: true, or ' * lacks_space}"
+                "correct output.labels or output.text"
             )
 
     def read(self, steps: Array, probabilities: Array | None = None) -> Reading:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from evmp.errors import ModelError
 from evmp.head.array import Array, Row, dump, pick, shapes_of
-from evmp.head.reading import Reader, Reading, is_numbers
+from evmp.head.reading import Reading, TextDecoder, is_numbers
 
 if TYPE_CHECKING:
     from evmp.model import Outputs
@@ -27,11 +27,11 @@ class TextRecognizer:
     """The head of `model_type: text_recognizer`."""
 
     def __init__(self, package: ModelPackage) -> None:
-        self._reader = Reader(package)
+        self._decoder = TextDecoder(package)
 
     def check(self, outputs: Outputs) -> None:
         steps, _ = _steps_of(outputs[0])
-        self._reader.check(steps)
+        self._decoder.check(steps)
 
     def results(self, outputs: Outputs, sizes: Sequence[tuple[int, int]]) -> list[bytes]:
         return [self._result(self.read(row)) for row in outputs]
@@ -42,7 +42,7 @@ class TextRecognizer:
         Raises:
             ModelError: as `results`.
         """
-        return self._reader.read(*_steps_of(row))
+        return self._decoder.read(*_steps_of(row))
 
     def _result(self, reading: Reading) -> bytes:
         return dump(

@@ -28,7 +28,7 @@ from evmp.fit import Fit
 from evmp.head.array import Array, Row, check_finite, dump, shapes_of
 from evmp.head.layout import count_of
 from evmp.head.quad import Quads, rectangle, starting_near
-from evmp.head.reading import Reader, Reading, is_numbers
+from evmp.head.reading import Reading, TextDecoder, is_numbers
 from evmp.head.text_detector import detections, in_view
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ class TextSpotter:
     def __init__(self, package: ModelPackage) -> None:
         self._package, self._spec = package, package.output.text
         self._fit = Fit(package.input)
-        self._reader = Reader(package)
+        self._decoder = TextDecoder(package)
 
     def check(self, outputs: Outputs) -> None:
         _, _, texts = _take_apart(outputs[0])
-        self._reader.check(texts)
+        self._decoder.check(texts)
 
     def results(self, outputs: Outputs, sizes: Sequence[tuple[int, int]]) -> list[bytes]:
         return [self._result(row, *size) for row, size in zip(outputs, sizes, strict=True)]
@@ -69,7 +69,7 @@ class TextSpotter:
         )
 
     def _read(self, steps: Array, score: Array) -> Reading:
-        return self._reader.read(steps, score if is_numbers(steps) else None)
+        return self._decoder.read(steps, score if is_numbers(steps) else None)
 
     def _into_image(self, points: Array, height: int, width: int) -> Quads:
         """Return (N, 4, 2) in pixels of the original image."""
