@@ -60,13 +60,8 @@ STAGE_BYTES: Final = 15 << 20
 TORCH_BYTES: Final = 200 << 20
 PREDICTOR_BYTES: Final = 40 << 20
 MAX_SEATS: Final = 250
-_CHILDREN: Final = (
-    "reader",
-    "decoder",
-    "process",
-    "zygote",
-    "writer",
-)  # of a worker; a zygote has its own
+# Of a worker; a zygote has its own.
+_CHILDREN: Final = ("reader", "decoder", "process", "zygote", "writer")
 MAX_ADDRESS_BYTES: Final = 1 << 45  # of the 2^47 that a process has on most machines
 
 

@@ -11,6 +11,7 @@ again are the same code.
 from __future__ import annotations
 
 import hashlib
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -27,7 +28,15 @@ SUFFIXES: Final = (".tar.gz", ".tgz", ".zip", ".py")
 MAX_BYTES: Final = 2 << 30  # unpacked, of all files
 MAX_ENTRIES: Final = 20_000
 CHUNK_BYTES: Final = 1 << 20
-_DAMAGE: Final = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)
+_DAMAGE: Final = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    RuntimeError,
+    UnicodeDecodeError,
+)
 
 
 def fingerprint(path: str) -> dict[str, str]:

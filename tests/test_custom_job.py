@@ -143,6 +143,9 @@ def test_rows_of_a_table_are_images_at_their_own_size(
 CHAIN = (
     MINE
     + """
+with open("importers", "a") as file:
+    file.write(open("/proc/self/comm").read())
+
 class Tag(evmp.Process):
     def __init__(self, tag): self.tag = tag
     def process(self, it):
@@ -191,6 +194,9 @@ def test_chain_of_processes_changes_splits_and_drops(
                 {**told, "part": part, "n": 0} for part in range(2)
             ]
     assert (tmp_path / "destroyed").read_text() == "x"
+    importers = (tmp_path / "importers").read_text().splitlines()
+    assert {name.partition("[")[0] for name in importers} == {"evmp process", "evmp predict"}
+    assert len(importers) == 6
 
 
 def test_built_in_model_takes_the_images_that_a_process_gives(
@@ -429,14 +435,14 @@ def test_check_runs_the_code_once_and_writes_nothing(
     (job.path / "in.jsonl").write_text('{"id": 1}\n{"id": 2}\n')
     keys = {"user_predictor_cls": "mine.Draw", "output_dir": "files"}
     job.write(**{**CUSTOM, **keys}, user_process_config=chain)
-    before = sorted(job.path.iterdir())
+    before = {*job.path.iterdir(), job.path / "importers"}
 
     done = job.run("--check")
 
     assert done.returncode == 0, done.stderr
     assert '"tags":["checked"],"x":"files/x/0.jpg"}' in done.stdout
     assert "2 x mine.Tag" in done.stdout
-    assert sorted(job.path.iterdir()) == before
+    assert set(job.path.iterdir()) == before
 
 
 @pytest.mark.parametrize("key", ["input_table", "output_table"])
