@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -368,6 +369,31 @@ def test_a_request_must_be_whole(tmp_path: Path) -> None:
             export(Request(str(file), **options), place)
     with pytest.raises(ConfigError, match="full: is no model package, so it is not replaced"):
         export(Request(str(file), model_type="classifier"), tmp_path / "full", force=True)
+
+
+def test_labels_of_what_has_none_are_refused(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("cat\n")
+    file, labels = script(tmp_path / "m.pt"), str(tmp_path / "names.txt")
+
+    with pytest.raises(ConfigError, match="--labels: a feature_extractor has none"):
+        make(file, model_type="feature_extractor", labels=labels)
+
+
+def test_a_stop_leaves_nothing(
+    start_evmp: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "names.txt")  # who reads it waits for a writer
+    options = ["--type", "classifier", "--labels", "names.txt"]
+
+    process = start_evmp("export", script(tmp_path / "m.pt"), "model", *options, cwd=tmp_path)
+    with open(tmp_path / "names.txt", "w"):  # it is open at both ends: the export is under way
+        assert list(tmp_path.glob(".model.evmp-*"))
+        process.terminate()
+        _, errors = process.communicate(timeout=30)
+
+    assert process.returncode == 143
+    assert "stopped by SIGTERM, no package was written; run the same command again" in errors
+    assert sorted(it.name for it in tmp_path.iterdir()) == ["m.pt", "names.txt"]
 
 
 def test_the_command_leaves_a_whole_package_or_nothing(run_evmp: Run, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ import yaml
 from evmp import _native, machine
 from evmp.child import call_in_child
 from evmp.document import Document, is_utf8, parse_value, read_text
-from evmp.errors import ConfigError, ModelError, Problem
+from evmp.errors import ConfigError, Interrupted, ModelError, Problem
 from evmp.model.package import MAX_LABEL_BYTES, MODEL_FILE, ModelPackage, load_package
 from evmp.model.rule import CLASSES, READERS
 from evmp.model.spec import ModelFile
@@ -104,6 +104,8 @@ def _make_in_child(request: Request, draft: Path, folder: Path) -> str:
         return call_in_child(partial(_make, request, draft))
     except ModelError as error:  # it shall name the place that people know
         raise ModelError(str(error).replace(str(draft), str(folder))) from None
+    except Interrupted as error:
+        raise Interrupted(error.signum, "no package was written") from None
 
 
 def _check(request: Request, folder: Path, force: bool) -> None:
@@ -161,6 +163,8 @@ def _write(request: Request, draft: Draft, folder: Path) -> None:
     spec = build(ModelFile, document)
     if spec.model_type == TEAM:
         raise ConfigError(f"--type: a {TEAM} is a folder of two packages; export each of them")
+    if request.labels and not spec.output.labels:
+        raise ConfigError(f"--labels: a {spec.model_type} has none")
     weights = folder / spec.weights
     weights.parent.mkdir(parents=True, exist_ok=True)
     draft.save(weights, spec.input)
