@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from evmp.errors import ModelError
 from evmp.fit import Fit
 from evmp.model import Pending
 from evmp.outputdir import OutputFiles, Place
@@ -137,7 +138,11 @@ class FrameEngine:
 
 
 def open_built_in(job: Job, package: ModelPackage, gpu: str, batch_rows: int) -> tuple[Model, Head]:
-    """Load a package's model, run it once on zeros, and let its head check what comes out."""
+    """Load a package's model, run it once on zeros, and let its head check what comes out.
+
+    Raises:
+        ModelError: it cannot be loaded, or fails, or is not what the package says.
+    """
     # CUDA reads this at its start, which is later: this process sees its own GPU only.
     os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     from evmp.head import open_head
@@ -152,7 +157,22 @@ def open_built_in(job: Job, package: ModelPackage, gpu: str, batch_rows: int) ->
         job.cpu_batch_size,
     )
     head.check(model.warm_up())
+    if package.input.size == "dynamic":
+        _try_smallest(model, package)
     return model, head
+
+
+def _try_smallest(model: Model, package: ModelPackage) -> None:
+    """Refuse a model that takes the largest input only, as one that was traced can be."""
+    height, width = (least for least, *_ in package.input.sides)
+    try:
+        model.predict(np.zeros((1, height, width, 3), np.uint8), [0])
+    except ModelError as error:
+        raise ModelError(
+            f"{package.weights}: {error}; it was given {(1, 3, height, width)}, the smallest of "
+            "the dynamic sizes; export it for any size, raise input.min_height and "
+            "input.min_width, or set input.size: fixed"
+        ) from error
 
 
 def by_size(sizes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[int]]:

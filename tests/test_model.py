@@ -9,6 +9,7 @@ import sys
 import warnings
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from trouble import Fussy
 
 from evmp import machine
+from evmp.engine import open_built_in
 from evmp.errors import ModelError
 from evmp.model import open_model
 from evmp.model.device import Cpu
@@ -123,6 +125,31 @@ def test_batches_on_a_device_equal_single_images(tmp_path):
     assert batched.warm_up()[0]["0"].shape == (5,)
     for row, expected in zip(found, single.predict(FRAMES, [6, 1]), strict=True):
         np.testing.assert_allclose(row["0"], expected["0"], atol=1e-5)
+
+
+def test_inputs_of_many_sizes_may_come_in_any_order(tmp_path):
+    module, sizes = convolutions(), [(4 * n, 100 - 6 * n) for n in range(1, 12)]
+    model = open_model(package_of(save(module, tmp_path), size="dynamic"), "cpu", 2, 1, 2)
+    frames = {
+        size: np.random.default_rng(1).integers(0, 256, (2, *size, 3), np.uint8) for size in sizes
+    }
+
+    for size in (*sizes, *reversed(sizes)):
+        found = model.predict(frames[size], [1, 0])
+        expected = expect(module, frames[size])
+        for row, other in zip(found, reversed(expected), strict=True):
+            np.testing.assert_allclose(row["0"], other, atol=1e-5)
+
+
+def test_model_of_one_size_only_is_refused_for_a_dynamic_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # to be what it was afterwards
+    module = nn.Sequential(nn.Conv2d(3, 2, 3, padding=1), nn.Flatten(), nn.Linear(2 * SIZE**2, 5))
+    file = save(module.eval(), tmp_path)
+    job = SimpleNamespace(device="cpu", torch_threads=1, cpu_batch_size=1, top_k=0)
+
+    open_built_in(job, package_of(file), "", 1)
+    with pytest.raises(ModelError, match=r"it was given \(1, 3, 8, 8\), the smallest of the dynam"):
+        open_built_in(job, package_of(file, size="dynamic", multiple_of=8), "", 1)
 
 
 def test_rows_at_once_do_not_show_in_each_other(tmp_path):
