@@ -11,7 +11,7 @@ Where to read on, from the outside in:
 - `job`: the job file's schema; `rule` joins its keys, `value`, `setting` and `document` are what it
   is made of, `errors` is everything that can be wrong. All else takes a `Job`.
 - `pipeline`, `supervisor`, `stage`: which processes a worker has, who watches them, how they stop.
-- `placement`: which CPUs and GPUs they have.
+- `layout`, `placement`: how large it is, and which CPUs and GPUs it has.
 - `reader`, `decoder`, `processor`, `predictor`, `writer`: the stages, in the order of the flow;
   `ring` between, which holds `sample`s where users' code takes part.
 - `engine`, `sampleengine`, `textpredictor`: what a predictor holds, a model and its head perhaps.

@@ -20,10 +20,11 @@ from evmp import _native, publish, resource
 from evmp.child import call_in_child
 from evmp.errors import ConfigError, EvmpError, Interrupted, TooManyFailures
 from evmp.job import MENDING
+from evmp.layout import Layout, plan_layout
 from evmp.ledger import Block, Commit, cut, differences, listed, shard
 from evmp.metrics import Board, Counter, Leave, Seat
 from evmp.model.package import ModelPackage, check_model_type, digests_of, load_package
-from evmp.pipeline import Layout, Worker, plan_layout
+from evmp.pipeline import Worker
 from evmp.placement import shortages
 from evmp.progress import Display, Meter
 from evmp.report import Reasons, Report

@@ -19,6 +19,7 @@ LAYERS = [
     "check export",
     "run",
     "pipeline publish progress",
+    "layout",
     "zygote",
     "supervisor child",
     "reader decoder processor predictor writer",

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 
 from evmp import machine
 from evmp.job import Job
+from evmp.layout import plan_layout
 from evmp.ledger import Ledger
 from evmp.metrics import Board
 from evmp.model.package import load_package
-from evmp.pipeline import Worker, plan_layout
+from evmp.pipeline import Worker
 
 
 def test_worker_whose_job_died_while_it_was_forked_does_not_begin(tmp_path: Path) -> None:

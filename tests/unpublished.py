@@ -16,8 +16,8 @@ import pyarrow as pa
 
 from evmp.job import Job
 from evmp.key import table_field
+from evmp.layout import plan_layout
 from evmp.ledger import Block, Ledger
-from evmp.pipeline import plan_layout
 from evmp.progress import Quiet
 from evmp.publish import publish, remove_parts
 from evmp.run import Plan, Run

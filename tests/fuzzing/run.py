@@ -27,9 +27,10 @@ from evmp import _native
 from evmp.child import call_in_child
 from evmp.errors import EvmpError, WorkerDied
 from evmp.job import Job
+from evmp.layout import plan_layout
 from evmp.ledger import Block, Ledger, cut
 from evmp.metrics import Board, Counter, Leave
-from evmp.pipeline import Worker, plan_layout
+from evmp.pipeline import Worker
 from evmp.stage import Stage
 from evmp.supervisor import Post, Supervisor
 from fuzzing import custom, world
