@@ -281,6 +281,8 @@ def expected(node: Mapping[str, Any]) -> str:
         return f"{', '.join(most)} or {last}" if most else last
     if "const" in node:
         return str(node["const"])
+    if "$ref" in node:
+        return "a mapping"
     if "anyOf" in node:
         return " or ".join(expected(choice) for choice in node["anyOf"])
     if node.get("type") == "array":
