@@ -28,7 +28,6 @@ from evmp.model.package import ModelPackage, load_package
 Make = Callable[..., str]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 PLAIN = ("input.mean=[0, 0, 0]", "input.std=[1, 1, 1]")
-TINY = ["-Dinput.height=32", "-Dinput.width=32", "-Dinput.resize=stretch"]
 
 
 @pytest.fixture(autouse=True)
@@ -385,7 +384,7 @@ def test_a_stop_leaves_nothing(
     os.mkfifo(tmp_path / "names.txt")  # who reads it waits for a writer
     options = ["--type", "classifier", "--labels", "names.txt"]
 
-    process = start_evmp("export", script(tmp_path / "m.pt"), "model", *options, cwd=tmp_path)
+    process = start_evmp("export", means(tmp_path / "m.onnx"), "model", *options, cwd=tmp_path)
     with open(tmp_path / "names.txt", "w"):  # it is open at both ends: the export is under way
         assert list(tmp_path.glob(".model.evmp-*"))
         process.terminate()
@@ -393,21 +392,23 @@ def test_a_stop_leaves_nothing(
 
     assert process.returncode == 143
     assert "stopped by SIGTERM, no package was written; run the same command again" in errors
-    assert sorted(it.name for it in tmp_path.iterdir()) == ["m.pt", "names.txt"]
+    assert sorted(it.name for it in tmp_path.iterdir()) == ["m.onnx", "names.txt"]
 
 
 def test_the_command_leaves_a_whole_package_or_nothing(run_evmp: Run, tmp_path: Path) -> None:
-    file = script(tmp_path / "m.pt")
-    command = ["export", file, "out/model", "--type", "classifier", *TINY]
+    file = means(tmp_path / "m.onnx")
+    command = ["export", file, "out/model", "--type", "classifier"]
 
-    unfit = run_evmp(*command[:3], "--type", "detector", *TINY, cwd=tmp_path)
+    unfit = run_evmp(*command[:3], "--type", "detector", cwd=tmp_path)
     first = run_evmp(*command, cwd=tmp_path)
     again = run_evmp(*command, cwd=tmp_path)
     forced = run_evmp(*command, "--force", "-Doutput.label_offset=0", cwd=tmp_path)
 
     assert unfit.returncode == 3
-    assert unfit.stderr.startswith("evmp: model: out/model/model.pt: the model returned 0: (5,)")
-    assert first.returncode == 0 and "model        classifier, 32 x 32, stretch" in first.stdout
+    assert unfit.stderr.startswith(
+        "evmp: model: out/model/model.onnx: the model returned mean: (3,)"
+    )
+    assert first.returncode == 0 and "model        classifier, 48 x 32, short_side" in first.stdout
     assert again.returncode == 2 and "out/model: is there already; name another" in again.stderr
     assert forced.returncode == 0
     assert "label_offset: 0" in (tmp_path / "out/model/model.yaml").read_text()

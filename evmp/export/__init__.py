@@ -4,10 +4,11 @@ The package is written beside its place, opened and run by the code that the sta
 then moved there, in one step. What a source knows of its preprocessing and its labels is written
 down in model.yaml.
 
-    draft           a package to be, and how networks are saved
-    file            a TorchScript archive, a program of torch.export or an ONNX model
-    torchvision     torchvision's networks
-    timm            timm's
+    draft           a package to be
+    file            of a TorchScript archive, a program of torch.export or an ONNX model
+    torchvision     of torchvision's networks
+    timm            of timm's
+    network         what the last two share: weights, features, saving
 
 All but this module's `export` is for a child process: torch and the libraries are imported there.
 """

@@ -11,7 +11,8 @@ from torch import nn
 
 from evmp.errors import ConfigError, ModelError
 from evmp.export import Request
-from evmp.export.draft import ARCHIVE, Draft, load_weights, save_traced, with_features
+from evmp.export.draft import ARCHIVE, Draft
+from evmp.export.network import load_weights, save_traced, with_features
 from evmp.model.network import explain
 from evmp.setting import nearest, show
 
