@@ -313,6 +313,10 @@ def test_a_checkpoint_that_does_not_fit_is_named(
     for content, message in (
         ({"fc.weight": torch.zeros(3)}, "of another network: Missing key.*features"),
         ([torch.zeros(3)], "holds a list, expected a state_dict"),
+        (
+            {"model": torchvision.models.squeezenet1_1(num_classes=3).state_dict()},
+            "another network: size mismatch for .*; --classes says how many it has",
+        ),
         (Path("code"), "cannot be read as a checkpoint: Weights only load failed"),
     ):
         torch.save(content, file)

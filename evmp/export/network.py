@@ -59,7 +59,8 @@ def load_weights(network: nn.Module, file: str) -> None:
     except RuntimeError as error:
         _, *details = [line.strip() for line in str(error).splitlines()] or [""]
         reason = "; ".join(details)[:300] or explain(error)
-        raise ModelError(f"{file}: is of another network: {reason}") from error
+        remedy = "; --classes says how many it has" if "size mismatch" in reason else ""
+        raise ModelError(f"{file}: is of another network: {reason}{remedy}") from error
 
 
 def with_features(network: nn.Module, features: Sequence[str]) -> nn.Module:
