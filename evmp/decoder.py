@@ -27,7 +27,7 @@ from evmp.download import Downloads, File
 from evmp.errors import DecodeError, DownloadError
 from evmp.image import Frame, ImageDecoder
 from evmp.metrics import Counter, Seat, State
-from evmp.remote import is_remote, open_remote
+from evmp.remote import AnyRemote, is_remote
 from evmp.ring import POPULATED_BYTES, Header, Mark, Ring
 from evmp.rule import has_custom_code
 from evmp.sample import Sample, SampleTooLarge, pack
@@ -74,7 +74,7 @@ class Decoder:
         self._seat, self._number = seat, number
         self._scratch = bytearray(1 << 18)
         self._decoder: ImageDecoder
-        self._downloads = Downloads(lambda: open_remote(job), job.download_concurrency)
+        self._downloads = Downloads(AnyRemote(job), job.download_concurrency)
         self._files: Mapping[str, File] = {}  # of the row that is worked on
         self._fetch: dict[int, Callable[[memoryview], memoryview]] = {
             Kind.BASE64: self._decode_base64,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Final
@@ -35,13 +35,12 @@ class Downloads:
     """Rows whose files are being fetched.
 
     Args:
-        open_remote: makes what fetches, when the first file is asked for.
+        remote: what fetches.
         n_threads: files that are fetched at once.
     """
 
-    def __init__(self, open_remote: Callable[[], Remote], n_threads: int) -> None:
-        self._open_remote, self._n_threads = open_remote, n_threads
-        self._remote: Remote | None = None
+    def __init__(self, remote: Remote, n_threads: int) -> None:
+        self._remote, self._n_threads = remote, n_threads
         self._threads: list[threading.Thread] = []
         self._asked: SimpleQueue[tuple[_Row, str] | None] = SimpleQueue()
         self._come: SimpleQueue[tuple[_Row, str, File]] = SimpleQueue()
@@ -55,12 +54,11 @@ class Downloads:
 
     def begin(self, n: int, locations: Collection[str]) -> None:
         """Begin to fetch the files of row n, at least one."""
-        self._remote = self._remote or self._open_remote()
         row = _Row(n, len(locations))
         for location in locations:
             self._n_open += 1
             if len(self._threads) < min(self._n_open, self._n_threads):
-                self._start_thread(self._remote)
+                self._start_thread()
             self._asked.put((row, location))
 
     def take(self) -> tuple[int, Mapping[str, File]] | None:
@@ -74,7 +72,7 @@ class Downloads:
 
     def wait(self) -> bool:
         """Wait a moment for the next file. Returns False, at once, where none is on its way."""
-        if not self._remote or not self._n_open:
+        if not self._n_open:
             return False
         self._remote.cut_overdue()
         self._collect(FULL_WAIT_SECONDS if self.is_full else WAIT_SECONDS)
@@ -87,8 +85,7 @@ class Downloads:
         for thread in self._threads:
             thread.join()
         self._threads.clear()
-        if self._remote:
-            self._remote.close()
+        self._remote.close()
 
     def _collect(self, seconds: float) -> None:
         try:
@@ -101,17 +98,17 @@ class Downloads:
         if not row.n_open:
             self._whole.append(row)
 
-    def _start_thread(self, remote: Remote) -> None:
-        thread = threading.Thread(target=self._work, args=[remote], daemon=True)
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, daemon=True)
         thread.start()
         self._threads.append(thread)
 
-    def _work(self, remote: Remote) -> None:
+    def _work(self) -> None:
         while task := self._asked.get():
             row, location = task
             file: File
             try:
-                file = remote.fetch(location)
+                file = self._remote.fetch(location)
             except DownloadError as error:
                 file = error
             except Exception as error:  # its message may hold credentials

@@ -156,7 +156,7 @@ class Job(BaseModel):
     )
 
     download_concurrency: Integer = _download(
-        16, "files that a decoder process fetches at once", ge=1, le=256
+        32, "files that a decoder process fetches at once", ge=1, le=256
     )
     download_timeout_seconds: Number = _download(
         60.0,
@@ -302,7 +302,11 @@ class Job(BaseModel):
         (), "the OSS buckets, a list or `a,b,c`, each `oss://<bucket>.<oss_host>/<path>/`"
     )
     arn: Arn = _cloud("", "the RAM role, `acs:ram::<account>:role/<name>`")
-    ossHost: str = _cloud("", "the OSS host of short `oss://<bucket>/<path>` paths", own=True)
+    ossHost: str = _cloud(
+        "",
+        "the OSS host of `oss://<bucket>/<path>` paths whose bucket `buckets` does not name",
+        own=True,
+    )
 
     @model_validator(mode="after")
     def _consistent(self, info: ValidationInfo) -> Self:

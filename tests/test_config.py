@@ -23,11 +23,6 @@ LATER = {
         "input_table: odps:// is not available in this version, expected a local path",
         "output_table: odps:// is not available in this version, expected a local path",
     ],
-    "oss.yaml": [
-        "model_path: oss:// is not available in this version, expected a local path",
-        "input_oss_file: oss:// is not available in this version, expected a local path",
-        "output_oss_file: oss:// is not available in this version, expected a local path",
-    ],
     "video.yaml": [
         "is_input_video: not available in this version, comes with video",
         "decode_type: not available in this version, comes with video",

@@ -11,6 +11,7 @@ could hold a thread for ever. So the socket that each thread uses is known here,
 from __future__ import annotations
 
 import ipaddress
+import logging
 import socket
 import threading
 from collections.abc import Iterator
@@ -133,6 +134,7 @@ class Pools(urllib3.PoolManager):
     """
 
     def __init__(self, guard: Guard, n_connections: int) -> None:
+        logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # its warnings name whole URLs
         super().__init__(num_pools=MAX_HOSTS, maxsize=n_connections, retries=False)
         self._classes = {
             "http": _guarded(HTTPConnection, guard),

@@ -43,7 +43,7 @@ def local_path(location: str) -> str:
     if kind not in ("", "file"):
         raise ValueError(
             f"{shown(mask(location))}: {kind}:// cannot be read by this version, expected a local "
-            "path or http(s)://"
+            "path, http(s):// or oss://"
         )
     path = unquote(urlsplit(location).path) if kind else location
     if "\0" in path:

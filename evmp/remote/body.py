@@ -1,0 +1,69 @@
+"""The body of an answer, taken in as it comes: no more than it may be, and no later.
+
+The other side decides what it sends: more than announced, less, without end, or packed so that it
+grows a thousandfold. So all is counted as it comes, packed and unpacked.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from evmp.errors import DownloadError
+from evmp.remote.retry import Again, Deadline
+
+if TYPE_CHECKING:
+    from urllib3 import BaseHTTPResponse
+
+CHUNK_BYTES: Final = 256 << 10
+_PACKED: Final = ("gzip", "x-gzip", "deflate")
+
+
+def read_body(
+    response: BaseHTTPResponse,
+    limit: int,
+    deadline: Deadline,
+    watch: Callable[[bytes], object] = lambda chunk: None,
+) -> bytes:
+    """Return the body, unpacked.
+
+    Args:
+        response: its head has come; opened without preloading or decoding.
+        limit: the bytes of `max_row_bytes`.
+        deadline: that of the whole download.
+        watch: called with each chunk as it comes over the wire.
+
+    Raises:
+        DownloadError: when the body is too large or packed in an unknown way, or time is over.
+        Again: when it is cut short.
+        zlib.error: when what is packed is damaged.
+    """
+    announced = getattr(response, "length_remaining", None)
+    if announced is not None and announced > limit:
+        raise DownloadError(f"{announced} bytes exceed max_row_bytes, {limit}")
+    unpacker = _unpacker(response)
+    body, n_come = bytearray(), 0
+    while chunk := response.read1(CHUNK_BYTES, decode_content=False):
+        deadline.check()
+        watch(chunk)
+        n_come += len(chunk)
+        body += unpacker.decompress(chunk, limit + 1 - len(body)) if unpacker else chunk
+        if max(n_come, len(body)) > limit:
+            raise DownloadError(f"more bytes come than max_row_bytes, {limit}")
+    deadline.check()  # whoever has cut the connection off, the body ends there
+    if not body and announced is None:
+        raise Again("the answer is empty")
+    if unpacker and not unpacker.eof:
+        raise Again(f"the {response.headers['content-encoding']} stream is cut short")
+    return bytes(body)
+
+
+def _unpacker(response: BaseHTTPResponse) -> Any:
+    """Return what unpacks the body, None where it is not packed."""
+    packing = response.headers.get("content-encoding", "identity").strip().lower()
+    if packing in _PACKED:
+        return zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by their first bytes
+    if packing not in ("", "identity"):
+        raise DownloadError(f"packed by {packing!r:.40}, expected {' or '.join(_PACKED)} or none")
+    return None
