@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import email.utils
 import gzip
+import ipaddress
 import itertools
 import os
 import ssl
@@ -316,21 +317,34 @@ def test_names_of_files_may_hold_anything(
     assert remote().fetch(server.url + "/a b%25+c/图.jpg?x=1&y=%2F#part") == BODY
 
 
-def test_a_certificate_must_be_known(tmp_path: Path, remote: Callable[..., HttpRemote]) -> None:
+def test_a_certificate_must_be_known(
+    tmp_path: Path, remote: Callable[..., HttpRemote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = self_signed(tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(self_signed(tmp_path))
+    context.load_cert_chain(certificate)
     with serving(context) as server:
-        message = failure_of(remote(), server.put("/x", BODY))
+        url = server.put("/x", BODY)
+        unknown = failure_of(remote(), url)
+        n_before = server.requests["/x"]
 
-        assert message == "the certificate is not valid: self-signed certificate"
-        assert server.requests["/x"] == 0
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        client = remote()
+
+        assert unknown == "the certificate is not valid: self-signed certificate"
+        assert n_before == 0
+        assert client.fetch(url) == client.fetch(url) == BODY
+        assert "the certificate is not valid: Hostname mismatch" in failure_of(
+            client, url.replace("127.0.0.1", "localhost")
+        )
 
 
 def self_signed(folder: Path) -> Path:
-    """Write a key and its certificate for this machine, as one file."""
+    """Write a key and its certificate, for the address of this machine alone, as one file."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "evmp's tests")])
     now = datetime.datetime.now(datetime.timezone.utc)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)
@@ -339,6 +353,9 @@ def self_signed(folder: Path) -> Path:
         .serial_number(1)
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
     pem = key.private_bytes(

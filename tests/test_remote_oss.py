@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gzip
 import os
+import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import oss2
 import pytest
 from jobfolder import JobFolder
 from ossserver import KEY_ID, KEY_SECRET, REGION, TOKEN, OssServer, serving_oss
-from test_remote_http import LIMIT, job_of
+from test_remote_http import LIMIT, job_of, self_signed
 from test_remote_rows import REMOTE
 
 from evmp.errors import DownloadError
@@ -154,6 +156,25 @@ def test_a_session_s_token_goes_along(
     monkeypatch.setenv("OSS_SESSION_TOKEN", TOKEN)
 
     assert remote().fetch("oss://bkt/x") == BODY
+
+
+def test_a_certificate_must_be_known(
+    server: OssServer,
+    remote: Callable[..., OssRemote],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    certificate = self_signed(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    endpoint = server.endpoint.replace("http:", "https:")
+
+    unknown = failure_of(remote(ossHost=endpoint), "oss://bkt/x")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+
+    assert unknown == "TLS failed, perhaps by the certificate"
+    assert remote(ossHost=endpoint).fetch("oss://bkt/x") == BODY
 
 
 def test_places() -> None:

@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util.ssl_ import create_urllib3_context
 
 from evmp.errors import DownloadError
 from evmp.remote.retry import Again, Deadline
@@ -135,7 +136,11 @@ class Pools(urllib3.PoolManager):
 
     def __init__(self, guard: Guard, n_connections: int) -> None:
         logging.getLogger("urllib3").setLevel(logging.CRITICAL)  # its warnings name whole URLs
-        super().__init__(num_pools=MAX_HOSTS, maxsize=n_connections, retries=False)
+        context = create_urllib3_context()  # one for all: to load the certificates takes long
+        context.load_default_certs()
+        super().__init__(
+            num_pools=MAX_HOSTS, maxsize=n_connections, retries=False, ssl_context=context
+        )
         self._classes = {
             "http": _guarded(HTTPConnection, guard),
             "https": _guarded(HTTPSConnection, guard),
