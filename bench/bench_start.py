@@ -72,9 +72,7 @@ def stages() -> list[dict[str, Any]]:
         seats = Board(plan.layout.roles, 1).workers[0]
         ledger = plan.target.ledger
         ledger.open({})
-        worker = Worker(
-            0, plan.job, plan.package, plan.layout, ledger, plan.source.keys, seats, list
-        )
+        worker = Worker(0, plan.job, plan.package, plan.layout, ledger, plan.source, seats, list)
         return [
             {"stage": name, **alone(stage.open)} for name, stage in worker.stages([Block(0, 20)])
         ]

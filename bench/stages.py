@@ -58,7 +58,7 @@ def measure(work: str, n_rows: int, folder: str) -> dict[str, float]:
     layout = plan.layout.holding(n_rows)
     seats, ledger = Board(layout.roles, 1).workers[0], plan.target.ledger
     ledger.open({})
-    worker = Worker(0, plan.job, plan.package, layout, ledger, plan.source.keys, seats, list)
+    worker = Worker(0, plan.job, plan.package, layout, ledger, plan.source, seats, list)
     times = {}
     for name, stage in worker.stages([Block(0, n_rows)]):
         stage.open()

@@ -52,7 +52,7 @@ def _first_batch(plan: Plan) -> str:
             plan.package,
             layout,
             ledger,
-            plan.source.keys,
+            plan.source,
             seats,
             list,
             code=plan.unpack_code(Path(folder)),

@@ -41,6 +41,7 @@ from evmp.value import (
     Buckets,
     ClassPath,
     DecodeType,
+    Endpoint,
     JsonText,
     ModelType,
     Name,
@@ -117,7 +118,9 @@ class Job(BaseModel):
     )
 
     input_table: Uri = _input(
-        "", "the table to read: a Parquet file, or a directory of them with Hive partitions"
+        "",
+        "the table to read: a Parquet file, a directory of them with Hive partitions, or "
+        "`odps://<project>/tables/<table>[/<column>=<value>...]`",
     )
     input_oss_file: Uri = _input("", "the list to read: a path or a JSON object on each line")
     image_col: Name = _input("image", "the column of `input_table` with the image", result=True)
@@ -178,7 +181,7 @@ class Job(BaseModel):
     )
 
     output_table: Uri = _output(
-        "", "the table to write, in the forms of `input_table`; created if missing"
+        "", "the table to write: a Parquet file or a directory; created if missing"
     )
     output_oss_file: Uri = _output(
         "", "the file to write: `.jsonl`, `.parquet`, or lines of `<input>, <JSON>`"
@@ -302,6 +305,12 @@ class Job(BaseModel):
         (), "the OSS buckets, a list or `a,b,c`, each `oss://<bucket>.<oss_host>/<path>/`"
     )
     arn: Arn = _cloud("", "the RAM role, `acs:ram::<account>:role/<name>`")
+    odps_endpoint: Endpoint = _cloud(
+        "", "where MaxCompute is; the variable `ODPS_ENDPOINT` if left out", own=True
+    )
+    odps_tunnel_endpoint: Endpoint = _cloud(
+        "", "where its tunnel is, for the data; asked of `odps_endpoint` if left out", own=True
+    )
     ossHost: str = _cloud(
         "",
         "the OSS host of `oss://<bucket>/<path>` paths whose bucket `buckets` does not name",

@@ -44,8 +44,8 @@ from evmp.zygote import Zygote
 
 if TYPE_CHECKING:
     from evmp.job import Job
-    from evmp.key import KeyField
     from evmp.model.package import ModelPackage
+    from evmp.source import SourceInfo
 
 GRACE_SECONDS: Final = 0.5  # stages hold nothing that a kill could lose
 # Of a worker; a zygote has its own.
@@ -59,7 +59,7 @@ class Worker:
         index: which worker, from 0.
         job, package, layout: what to run, and with how many processes.
         ledger: where the results go.
-        keys: the input's key columns.
+        source: the input, as it was when the job was planned.
         seats: of this worker, by layout.roles.
         todo: gives the blocks that are still to do, when the worker starts.
         finish: called when they are done.
@@ -74,7 +74,7 @@ class Worker:
         package: ModelPackage | None,
         layout: Layout,
         ledger: Ledger,
-        keys: tuple[KeyField, ...],
+        source: SourceInfo,
         seats: Sequence[Seat],
         todo: Callable[[], list[Block]],
         finish: Callable[[], None] = lambda: None,
@@ -84,7 +84,7 @@ class Worker:
         self._index = index
         self._parent = os.getpid()
         self._job, self._package, self._layout = job, package, layout
-        self._ledger, self._keys = ledger, keys
+        self._ledger, self._source = ledger, source
         self._seats, self._own = seats, seats[0]
         self._todo, self._finish, self._rows = todo, finish, rows
         self._caller = Caller(code)
@@ -192,6 +192,7 @@ class Worker:
         return {
             "reader": lambda number: Reader(
                 self._job,
+                self._source,
                 blocks,
                 self._rows,
                 self._rings,
@@ -222,7 +223,7 @@ class Worker:
             ),
             "writer": lambda number: Writer(
                 self._job,
-                self._keys,
+                self._source.keys,
                 self._ledger,
                 blocks,
                 self._rows,
@@ -259,7 +260,7 @@ class Worker:
         return FrameEngine(self._job, self._package, gpu, self._layout.batch_rows, self._maps())
 
     def _files(self) -> OutputFiles:
-        return OutputFiles(self._job, self._ledger, self._keys, self._rings[-1])
+        return OutputFiles(self._job, self._ledger, self._source.keys, self._rings[-1])
 
     def _maps(self) -> OutputFiles | None:
         """Return where a segmentor's results go, if they are files."""

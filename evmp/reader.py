@@ -19,7 +19,7 @@ from evmp.errors import SourceError
 from evmp.ledger import Block
 from evmp.metrics import Counter, Seat, State
 from evmp.ring import POPULATED_BYTES, Header, Mark, Ring
-from evmp.source import Kind, Row, Source, open_source, read_rows
+from evmp.source import Kind, Row, Source, SourceInfo, open_source, read_rows
 from evmp.stage import HEARTBEAT_SECONDS, put_failure
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Reader:
 
     Args:
         job: says what the source is.
+        planned: what the source was when the job was planned.
         blocks: what to read, in order.
         rows: the rows of the input that blocks count.
         rings: of the worker, in the order of the flow; the first gets the rows.
@@ -44,13 +45,15 @@ class Reader:
     def __init__(
         self,
         job: Job,
+        planned: SourceInfo,
         blocks: Sequence[Block],
         rows: Sequence[int],
         rings: Sequence[Ring],
         seat: Seat,
         is_draining: Callable[[], bool],
     ) -> None:
-        self._job, self._blocks, self._rows, self._seat = job, blocks, rows, seat
+        self._job, self._planned = job, planned
+        self._blocks, self._rows, self._seat = blocks, rows, seat
         self._rings, self._payload, self._results = rings, rings[0], rings[-1]
         # Where every ring begins a batch: there, and only there, may the rows end.
         self._stride = math.lcm(*(ring.n_rows for ring in rings))
@@ -59,7 +62,7 @@ class Reader:
 
     def open(self) -> None:
         """Open the source."""
-        self._source = open_source(self._job)
+        self._source = open_source(self._job, self._planned)
         self._payload.populate(POPULATED_BYTES)
         self._results.populate(1)
 

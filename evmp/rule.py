@@ -29,6 +29,7 @@ LOCATIONS = (
     "output_dir",
     "user_resource",
 )
+AVAILABLE_SCHEMES = (("input_table", "odps"),)
 # Keys that one type of model heeds, and those of them that it cannot do without.
 HEEDED_BY = {
     "feature_name": "feature_extractor",
@@ -145,6 +146,7 @@ def _not_available(job: Job) -> Iterator[Clash]:
             message = f"not available in this version, comes with {feature}"
             yield Clash((name,), message)
     for name in LOCATIONS:
-        if found := scheme(getattr(job, name)):
+        found = scheme(getattr(job, name))
+        if found and (name, found) not in AVAILABLE_SCHEMES:
             message = f"{found}:// is not available in this version, expected a local path"
             yield Clash((name,), message)

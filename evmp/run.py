@@ -387,7 +387,7 @@ class Run:
             plan.package,
             plan.layout,
             self._target.ledger,
-            plan.source.keys,
+            plan.source,
             seats,
             partial(self._todo, worker),
             self._write_part(worker),

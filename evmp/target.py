@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from evmp import _native
 from evmp.errors import ConfigError, SinkError
 from evmp.ledger import Ledger
+from evmp.value import scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -57,7 +58,8 @@ class Target:
         key = "output_table" if job.output_table else "output_oss_file"
         target = cls(Path(getattr(job, key)).absolute(), is_table=bool(job.output_table))
         for other in ("input_table", "input_oss_file", "model_path"):
-            if getattr(job, other) and _overlap(target.path, Path(getattr(job, other)), other):
+            read = getattr(job, other)
+            if read and not scheme(read) and _overlap(target.path, Path(read), other):
                 raise ConfigError(f"{key}: {target.path} is not apart from {other}; name another")
         for table in filter(None, (job.input_table, job.output_table)):
             files, root = Path(job.output_dir).resolve(), Path(table).resolve()

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -31,6 +33,7 @@ _TABLE = re.compile(r"odps://[^/]+/tables/[^/=]+(/[^/=]+=[^/]+)*/?")
 _OBJECT = re.compile(r"oss://[^/]+/.+")
 _BUCKET = re.compile(r"oss://[^/.]+\.[^/]+(/.*)?")
 _ARN = re.compile(r"acs:ram::[^:]+:role/.+")
+_ENDPOINT = re.compile(r"https?://[^/@\s?#]+(/[^\s?#]*)?")
 _CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#]*@")
 _QUERY = re.compile(r"(?<=[?&])([^=&]+)=[^&]+")
@@ -60,6 +63,29 @@ def mask(value: Any, name: str = "") -> Any:
     if not scheme(value):
         return value
     return _QUERY.sub(r"\1=***", _CREDENTIALS.sub("***@", value))
+
+
+@dataclass(frozen=True, slots=True)
+class TableName:
+    """A MaxCompute table, or one partition of it."""
+
+    uri: str
+    project: str
+    name: str
+    partition: dict[str, str]
+    """Values of the partition columns, in the table's order; empty for a table without."""
+
+    @property
+    def spec(self) -> str:
+        """The partition as MaxCompute writes it, `pt=1,hour=2`."""
+        return ",".join(f"{name}={value}" for name, value in self.partition.items())
+
+
+def table_of(uri: str) -> TableName:
+    """Return the table that a valid `odps://` URI names."""
+    project, _, name, *parts = uri.removeprefix("odps://").rstrip("/").split("/")
+    pairs = (part.partition("=") for part in parts)
+    return TableName(uri, project, name, {column: unquote(value) for column, _, value in pairs})
 
 
 def _uri(value: str) -> str:
@@ -134,7 +160,14 @@ def _digit(value: object) -> object:
     return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
+def _endpoint(value: str) -> str:
+    if value and not _ENDPOINT.fullmatch(value):
+        raise ValueError(f"got {show(value)}, expected http(s)://<host>[:<port>][/<path>]")
+    return value
+
+
 Uri = Annotated[str, AfterValidator(_uri)]
+Endpoint = Annotated[str, AfterValidator(_endpoint)]
 Arn = Annotated[str, AfterValidator(_arn)]
 ClassPath = Annotated[str, AfterValidator(_class_path)]
 Name = Annotated[str, Field(min_length=1)]

@@ -18,11 +18,6 @@ ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
 
 LATER = {
-    "maxcompute.yaml": [
-        "model_path: oss:// is not available in this version, expected a local path",
-        "input_table: odps:// is not available in this version, expected a local path",
-        "output_table: odps:// is not available in this version, expected a local path",
-    ],
     "video.yaml": [
         "is_input_video: not available in this version, comes with video",
         "decode_type: not available in this version, comes with video",

@@ -30,7 +30,7 @@ LAYERS = [
     "ring",
     "head sink target report",
     "fit source model image video ledger metrics custom resource sample result download",
-    "storage interface placement remote",
+    "storage interface placement remote maxcompute",
     "job",
     "rule",
     "value",

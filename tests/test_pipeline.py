@@ -30,7 +30,7 @@ def test_worker_whose_job_died_while_it_was_forked_does_not_begin(tmp_path: Path
     def job() -> None:
         pid = os.getpid()
         seats = Board(["worker"], 1).workers[0]
-        worker = Worker(0, nothing, nothing, nothing, ledger, (), seats, list)
+        worker = Worker(0, nothing, nothing, nothing, ledger, nothing, seats, list)
         if os.fork() == 0:
             while os.getppid() == pid:
                 time.sleep(0.001)

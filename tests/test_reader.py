@@ -16,6 +16,7 @@ from evmp.ring import Header, Mark, Ring
 from evmp.source import Kind, Row
 
 NO_JOB: Any = None
+NO_SOURCE: Any = None
 
 
 def test_reader_that_fills_a_batch_up_shows_that_it_lives() -> None:
@@ -32,7 +33,7 @@ def test_reader_that_fills_a_batch_up_shows_that_it_lives() -> None:
         return False
 
     payload.wait_open = wait_open  # type: ignore[method-assign]
-    Reader(NO_JOB, [], range(2), (payload, results), seat, lambda: False).run()
+    Reader(NO_JOB, NO_SOURCE, [], range(2), (payload, results), seat, lambda: False).run()
 
     payload.wait_open = None  # type: ignore[method-assign,assignment]
     assert payload.end == 4
@@ -47,12 +48,12 @@ def test_row_that_is_late_begins_a_batch(monkeypatch: pytest.MonkeyPatch) -> Non
                     time.sleep(0.2)
                 yield Row(row, Kind.BASE64, b"AAAA", ())
 
-    monkeypatch.setattr(reader, "open_source", lambda job: Slow())
+    monkeypatch.setattr(reader, "open_source", lambda job, planned: Slow())
     monkeypatch.setattr(reader, "FLUSH_NS", 100_000_000)
     payload, results = Ring("payload", 16, 1, 64), Ring("results", 4, 4, 64)
     ((seat,),) = Board(["reader"], 1).workers
     rings = (payload, results)
-    stage = Reader(NO_JOB, [Block(0, 7)], range(7), rings, seat, lambda: False)
+    stage = Reader(NO_JOB, NO_SOURCE, [Block(0, 7)], range(7), rings, seat, lambda: False)
     stage.open()
     stage.run()
 

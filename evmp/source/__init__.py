@@ -7,7 +7,8 @@ wrong with the input as a whole is a SourceError.
 
 `describe` is called once, when the job is planned; `read` by the reader process, for one block
 after another. A source may be made before a fork and used after it: the first read opens files.
-Members: `parquet` (a file or a directory of them) and `filelist`, imported only when needed.
+Members: `parquet` (a file or a directory of them), `maxcompute` (a table there) and `filelist`,
+imported only when needed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Protocol
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol
 
+from evmp.errors import SourceError
 from evmp.key import KeyField
+from evmp.value import scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -46,7 +50,8 @@ class SourceInfo:
 
     n_rows: int
     fingerprint: dict[str, object]
-    """JSON: files with their absolute path, size, mtime_ns and rows. Differs if the input does."""
+    """JSON: files with their absolute path, size, mtime_ns and rows, or the like of a table that is
+    none. Differs if the input does."""
     keys: tuple[KeyField, ...]
 
 
@@ -99,8 +104,19 @@ def read_rows(source: Source, rows: Sequence[int]) -> Iterator[Row]:
             first = place
 
 
-def open_source(job: Job) -> Source:
-    """Return the source that `job` names; nothing is read yet."""
+def open_source(job: Job, planned: SourceInfo | None = None) -> Source:
+    """Return the source that `job` names; nothing is read yet.
+
+    Args:
+        planned: what `describe` has found before, perhaps elsewhere: a source whose `describe` is
+            not free takes it as the answer, and fails if it finds another.
+
+    Raises:
+        SourceError: when the library is missing that reads such a source.
+    """
+    if scheme(job.input_table) == "odps":
+        source: Source = _import_maxcompute().MaxComputeSource(job, planned)
+        return source
     if job.input_table:
         from evmp.source.parquet import ParquetSource
 
@@ -108,3 +124,13 @@ def open_source(job: Job) -> Source:
     from evmp.source.filelist import FileListSource
 
     return FileListSource(job.input_oss_file, max_row_bytes=job.max_row_bytes)
+
+
+def _import_maxcompute() -> Any:
+    try:
+        return import_module("evmp.source.maxcompute")
+    except ImportError as error:
+        raise SourceError(
+            f"input_table: an odps:// table needs pyodps, which cannot be imported ({error}); "
+            "install evmp[odps]"
+        ) from error

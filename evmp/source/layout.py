@@ -145,12 +145,17 @@ def _check_columns(
     for column in columns:
         count = 1 if column in partitions else schema.names.count(column)
         if not count:
-            close = difflib.get_close_matches(column, names, n=1)
-            hint = f"; did you mean {close[0]!r}" if close else ""
-            listed = ", ".join(repr(name) for name in names) or "none"
-            raise SourceError(f"{KEY}: {path} has no column {column!r}, it has {listed}{hint}")
+            raise missing_column(path, column, names)
         if count > 1:
             raise SourceError(f"{KEY}: {path} has {count} columns {column!r}, expected one")
+
+
+def missing_column(table: object, column: str, names: Sequence[str]) -> SourceError:
+    """Return the error that `table` has no such column but those of `names`."""
+    close = difflib.get_close_matches(column, names, n=1)
+    hint = f"; did you mean {close[0]!r}" if close else ""
+    listed = ", ".join(repr(name) for name in names) or "none"
+    return SourceError(f"{KEY}: {table} has no column {column!r}, it has {listed}{hint}")
 
 
 def _join_types(table: Table, path: Path, types: Mapping[str, pa.DataType]) -> None:

@@ -31,6 +31,7 @@ from evmp.layout import plan_layout
 from evmp.ledger import Block, Ledger, cut
 from evmp.metrics import Board, Counter, Leave
 from evmp.pipeline import Worker
+from evmp.source import SourceInfo
 from evmp.stage import Stage
 from evmp.supervisor import Post, Supervisor
 from fuzzing import custom, world
@@ -194,7 +195,7 @@ class _Run:
             package=package,
             layout=layout,
             ledger=ledger,
-            keys=KEYS,
+            source=SourceInfo(scenario.n_rows, {}, KEYS),
             seats=self._seats,
             todo=self._todo,
         ).disturbed(scenario, self._shared)

@@ -254,7 +254,7 @@ class Torn:
 def loaded(world: World) -> dict[str, object]:
     """Return what replaces what, by the full name of the latter."""
     return {
-        "evmp.reader.open_source": lambda job: Rows(),
+        "evmp.reader.open_source": lambda job, planned: Rows(),
         "evmp.reader.FLUSH_NS": FLUSH_NS,
         "evmp.decoder.ImageDecoder": lambda limit, fast: Decoding(world),
         "evmp.decoder.KEEP_BYTES": KEEP_BYTES,

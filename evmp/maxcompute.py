@@ -1,0 +1,210 @@
+"""MaxCompute by pyodps: who asks, where, and for how long.
+
+pyodps by itself asks a busy service again for ever, and a broken one for two minutes, in the same
+rhythm as everybody else. Here each of its requests is one attempt, and whoever made it asks again,
+as long as his Patience lasts. Its connections are made after the fork, by each process for itself.
+
+Imports pyodps: only for the processes that read or write a table. Keys come from the environment,
+never from the job file, and pyodps' own log, which would tell them, is kept quiet.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import odps
+import requests
+from odps import ODPS, accounts
+from odps.errors import ODPSError
+from odps.rest import RestClient
+from odps.tunnel import TableDownloadSession, TableTunnel
+
+from evmp.errors import ConfigError
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+    from evmp.value import TableName
+
+CONNECT_SECONDS: Final = 10
+READ_SECONDS: Final = 60  # that the service may be silent
+FIRST_PAUSE_SECONDS: Final = 0.2
+MAX_PAUSE_SECONDS: Final = 20.0
+BUSY: Final = (308, 408, 429)
+NO_ENDPOINT: Final = (
+    "odps_endpoint: required with odps:// tables, but missing; set it, or the variable "
+    "ODPS_ENDPOINT"
+)
+NO_KEY: Final = (
+    "odps:// tables need an access key, and the environment has none; set "
+    "ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET"
+)
+
+
+class Unavailable(Exception):
+    """The service cannot do it now; asking again may help."""
+
+
+class Patience:
+    """Waits between attempts, ever longer and never as long as others do.
+
+    Args:
+        seconds: how long attempts may fail in a row.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.renew()
+
+    def renew(self) -> None:
+        """An attempt has succeeded."""
+        self._end = 0.0
+        self._n_failed = 0
+
+    def wait(self) -> bool:
+        """Wait after an attempt has failed. Returns False at once when patience is at its end."""
+        now = time.monotonic()
+        self._end = self._end or now + self._seconds
+        pause = random.uniform(0, min(MAX_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2**self._n_failed))
+        self._n_failed += 1
+        if now + pause >= self._end:
+            return False
+        time.sleep(pause)
+        return True
+
+
+class Client(RestClient):  # type: ignore[misc]
+    """Requests of pyodps, each sent once."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._owner = 0
+
+    @property
+    def session(self) -> requests.Session:
+        """The connections of this process: those of another would mix up both's answers."""
+        if self._owner != os.getpid():
+            self._connections, self._owner = requests.Session(), os.getpid()
+        return self._connections
+
+    def request(self, url: str, method: str, stream: bool = False, **options: Any) -> Any:
+        """Send a request.
+
+        Raises:
+            Unavailable: in the place of errors that pyodps would ask again after.
+            ODPSError: when the service refuses.
+        """
+        try:
+            return super().request(url, method, stream=stream, **options)
+        except ODPSError as error:
+            status = error.status_code or 0
+            if status in BUSY or status >= 500:
+                raise Unavailable(f"status {status}: {explain(error)}") from None
+            raise
+
+
+class Tunnel(TableTunnel):  # type: ignore[misc]
+    """The tunnel, asked through our Client."""
+
+    def __init__(self, service: ODPS) -> None:
+        super().__init__(service)
+        self._asked: Client | None = None
+
+    @property
+    def tunnel_rest(self) -> Client:
+        """What the tunnel is asked through; where it is, the service is asked first."""
+        if self._asked is None:
+            plain = super().tunnel_rest
+            self._asked = Client(
+                plain.account, plain.endpoint, plain.project, tag="TUNNEL", retry_enabled=False
+            )
+        return self._asked
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._asked is not None:
+            self._asked.session.close()
+
+
+class Service:
+    """One project, as seen by a job. For one thread; made when first asked.
+
+    Raises:
+        ConfigError: when nothing says where the service is, or who asks.
+    """
+
+    def __init__(self, job: Job, project: str) -> None:
+        _set_options()
+        endpoint = job.odps_endpoint or os.environ.get("ODPS_ENDPOINT")
+        if not endpoint:
+            raise ConfigError(NO_ENDPOINT)
+        self._odps = ODPS(
+            account=_account(),
+            project=project,
+            endpoint=endpoint,
+            tunnel_endpoint=job.odps_tunnel_endpoint or None,
+            logview_host=endpoint,  # or it would be asked for
+            rest_client_cls=Client,
+            overwrite_global=False,
+        )
+        self._tunnel = Tunnel(self._odps)
+
+    def modified(self, table: TableName) -> int:
+        """Return when the data of a table, or of a partition, was changed last: in seconds."""
+        place = self._odps.get_table(table.name)
+        if table.spec:
+            place = place.get_partition(table.spec)
+        place.reload()
+        modified: datetime = place.last_data_modified_time
+        return int(modified.timestamp())
+
+    def download(self, table: TableName) -> TableDownloadSession:
+        """Begin a session that reads a table, or a partition."""
+        return self._tunnel.create_download_session(
+            table.name,
+            partition_spec=table.spec or None,
+            timeout=CONNECT_SECONDS + READ_SECONDS,
+        )
+
+    def close(self) -> None:
+        """Close the connections; they are opened again where they are needed."""
+        self._odps.rest.session.close()
+        self._tunnel.close()
+
+
+def explain(error: BaseException) -> str:
+    """Return what an error says, on one line."""
+    text = str(error)
+    if isinstance(error, ODPSError):
+        code = error.code or type(error).__name__
+        text = f"{code}: {str(error.args[0]).removeprefix(code) if error.args else ''}"
+    return " ".join(text.split()) or type(error).__name__
+
+
+def _set_options() -> None:
+    """Have pyodps do what is said above, in this process."""
+    logging.getLogger("odps").setLevel(logging.WARNING)
+    options = odps.options
+    options.retry_times = 0
+    options.connect_timeout, options.read_timeout = CONNECT_SECONDS, READ_SECONDS
+    options.tunnel.require_stream_footer = True
+    options.tunnel.string_as_binary = True
+    options.local_timezone = "UTC"
+
+
+def _account() -> Any:
+    """Return who asks: pyodps' own variables, or those of all Alibaba Cloud's clients."""
+    account = accounts.from_environments()
+    if account is not None:
+        return account
+    names = ("ACCESS_KEY_ID", "ACCESS_KEY_SECRET", "SECURITY_TOKEN")
+    key_id, secret, token = (os.environ.get(f"ALIBABA_CLOUD_{name}") for name in names)
+    if not key_id or not secret:
+        raise ConfigError(NO_KEY)
+    if token:
+        return accounts.StsAccount(key_id, secret, token, expired_hours=None)
+    return accounts.CloudAccount(key_id, secret)

@@ -1,0 +1,75 @@
+"""What goes wrong, and when: the answer to a call is late, refused, torn, damaged or lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from threading import Lock
+
+
+class Harm(Enum):
+    """What happens to a body in transit."""
+
+    CUT = "cut"
+    """It ends early, and as if it were whole."""
+    RESET = "reset"
+    """The connection is reset in its midst."""
+    FLIP = "flip"
+    """One bit of it changes."""
+
+
+@dataclass(slots=True)
+class Fault:
+    """One kind of trouble.
+
+    Attributes:
+        call: which calls it is about, such as `download.data`; see `server`.
+        times: how many of them; the first ones after `skip` others.
+        status, code: the error that is answered in the place of doing anything.
+        harm: what happens to the answer's body after `after` bytes of it.
+        lost: the call is done, and the connection reset in the place of an answer.
+        fewer: rows that are left out at the end of a range, which is whole in itself.
+        seconds: how late the answer is.
+    """
+
+    call: str
+    times: int = 1
+    skip: int = 0
+    status: int = 0
+    code: str = "InternalServerError"
+    harm: Harm | None = None
+    after: int = 0
+    lost: bool = False
+    fewer: int = 0
+    seconds: float = 0.0
+
+
+class Faults:
+    """The troubles still to come. For any number of threads."""
+
+    def __init__(self) -> None:
+        self._faults: list[Fault] = []
+        self._lock = Lock()
+
+    def add(self, fault: Fault) -> None:
+        """Let there be trouble."""
+        with self._lock:
+            self._faults.append(fault)
+
+    def of(self, call: str) -> Fault:
+        """Return what happens to this call; a Fault that does nothing where it goes well."""
+        with self._lock:
+            for fault in self._faults:
+                if fault.call != call or fault.times == 0:
+                    continue
+                if fault.skip:
+                    fault.skip -= 1
+                    continue
+                fault.times -= 1
+                return fault
+        return Fault(call)
+
+    def left(self) -> int:
+        """Return how many troubles have not come yet."""
+        with self._lock:
+            return sum(fault.times for fault in self._faults)
