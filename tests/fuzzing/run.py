@@ -164,7 +164,7 @@ class _Run:
     def __init__(self, scenario: Scenario, ledger: Ledger) -> None:
         self._scenario, self._ledger = scenario, ledger
         package: Any = SimpleNamespace(
-            input=SimpleNamespace(height=SIDE, width=SIDE), files=(Path(os.devnull),)
+            input=SimpleNamespace(height=SIDE, width=SIDE, size="fixed"), files=(Path(os.devnull),)
         )
         package = None if scenario.is_custom else package
         job = _job(scenario)
