@@ -16,7 +16,7 @@ import pyarrow as pa
 from odps.tunnel.checksum import Checksum
 
 CHUNK_BYTES = 64 << 10
-BATCH_ROWS = 256
+BATCH_ROWS = 32
 END_RECORD, META_COUNT, META_CHECKSUM = 33553408, 33554430, 33554431
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
