@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 from httpserver import Answer, HttpServer, serving
-from jobfolder import JobFolder, wait_for
+from jobfolder import SECONDS, JobFolder, wait_for
 from test_custom_job import CUSTOM, MINE
 
 N_ROWS = 40
@@ -161,24 +161,32 @@ def test_decoders_killed_with_downloads_on_the_way_lose_and_repeat_nothing(
     job: JobFolder, server: HttpServer, images: list[bytes]
 ) -> None:
     expected = local_results(job, images)
+    enough = threading.Event()
     urls = [
-        server.put(f"/{n}.jpg", Answer(image, delay=0.03 * (n % 7)))
+        server.put(f"/{n}.jpg", Answer(image, gate=enough if n % 2 else None))
         for n, image in enumerate(images)
     ]
     write_list(job, urls * 5)
     job.write(**{**REMOTE, "preprocess_thread_num": 2, "queue_size": 64})
     process = job.start("--quiet")
     killed: set[int] = set()
+    seen = 0
 
-    def kill_some() -> bool:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            if "decoder" in name_of(child.pid) and child.pid not in killed and server.n_now >= 8:
-                os.kill(child.pid, signal.SIGKILL)
-                killed.add(child.pid)
+    def kill_all() -> bool:
+        """Kill the decoders, once they have asked for some files."""
+        nonlocal seen
+        family = psutil.Process(process.pid).children(recursive=True)
+        decoders = {it.pid for it in family if "decoder" in name_of(it.pid)} - killed
+        if len(decoders) == 2 and server.requests.total() >= seen + 8:
+            for pid in decoders:
+                os.kill(pid, signal.SIGKILL)
+            killed.update(decoders)
+            seen = server.requests.total()
         return len(killed) >= 6
 
-    wait_for(process, kill_some)
-    _, errors = process.communicate(timeout=120)
+    wait_for(process, kill_all)
+    enough.set()
+    _, errors = process.communicate(timeout=SECONDS)
 
     assert process.returncode == 0, errors
     assert [row["prediction_result"] for row in job.rows()] == expected * 5
