@@ -528,6 +528,20 @@ def test_file_that_is_no_torchscript_is_named(tmp_path, monkeypatch, kind, messa
     assert not Path("unpickled").exists()
 
 
+@pytest.mark.parametrize("member", ["m/code/a.py", "m/data/0"])
+def test_archive_that_would_fill_the_memory_is_refused(tmp_path, member):
+    package = package_of(tmp_path / "model.pt")
+    zeros = bytes(1 << 20)
+    with zipfile.ZipFile(package.weights, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("m/constants.pkl", "")
+        with archive.open(member, "w") as stream:
+            for _ in range(258):
+                stream.write(zeros)
+
+    with pytest.raises(ModelError, match=r"unpack to 25[67] MiB more than the file has"):
+        open_model(package, "cpu", 1, 1)
+
+
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"gone\.pt: cannot be read: no such file or directory$"):
         open_model(package_of(tmp_path / "gone.pt"), "cpu", 8, 1)

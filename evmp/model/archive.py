@@ -22,6 +22,8 @@ REMEDY: Final = (
 )
 # How TorchScript's code and torch.export's graph spell a call of torchvision::nms and the like.
 TORCHVISION_CALL: Final = b"ops.torchvision."
+# torch compresses code and graphs, a few megabytes, and never weights.
+MAX_COMPRESSED: Final = 256 << 20
 
 
 def kind_of(file: Path) -> Kind:
@@ -43,6 +45,7 @@ def kind_of(file: Path) -> Kind:
             # Of an archive that was cut off, one that is a member of it may be taken for the whole.
             if min((it.header_offset for it in archive.infolist()), default=0) > 0:
                 raise zipfile.BadZipFile("its directory is missing")
+            _check_size(file, archive.infolist())
             return _kind_of_members(file, archive.namelist())
     except zipfile.BadZipFile as error:
         reason = str(error).lower()
@@ -74,6 +77,16 @@ def files_of(file: Path) -> tuple[Path, ...]:
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise ModelError(f"{file}: cannot be read: {reason}") from error
+
+
+def _check_size(file: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Refuse an archive that would fill the memory: weights have about the size of the file."""
+    n_more = sum(it.file_size for it in members) - file.stat().st_size
+    if n_more > MAX_COMPRESSED:
+        raise ModelError(
+            f"{file}: its members unpack to {n_more >> 20} MiB more than the file has, expected at "
+            f"most {MAX_COMPRESSED >> 20} MiB; save it again by torch, which compresses no weights"
+        )
 
 
 def _kind_of_members(file: Path, names: list[str]) -> Kind:
