@@ -54,9 +54,15 @@ def image_input(inputs: Mapping[str, Sequence[object]], package: ModelPackage) -
     if len(inputs) != 1:
         raise ModelError(
             f"{package.weights}: the model has the inputs {found or 'of none'}, expected one, the "
-            f"images as (batch, {expected})"
+            "images as (batch, 3, height, width)"
         )
     ((name, shape),) = inputs.items()
+    if len(shape) == 4 and shape[3] == 3 != shape[1]:
+        raise ModelError(
+            f"{package.weights}: the model's input is {found}, with the channels last (NHWC), "
+            "expected (batch, 3, height, width); export it with the channels first, by tf2onnx "
+            f"with --inputs-as-nchw {name}"
+        )
     if len(shape) != 4 or any(
         isinstance(size, int) and not size == least == most
         for size, (least, most) in zip(shape[1:], sides, strict=True)
