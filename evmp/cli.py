@@ -146,7 +146,7 @@ def command(
 )
 @click.option("--labels", metavar="FILE", default="", help="The class names, one a line.")
 @click.option("-D", "settings", metavar="KEY=VALUE", multiple=True, help="Set a key of model.yaml.")
-@click.option("--force", is_flag=True, help="Replace a package that is there.")
+@click.option("--force", is_flag=True, help="Replace a package that is there, the whole folder.")
 def export(
     source: str,
     folder: Path,

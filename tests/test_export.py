@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -367,6 +368,8 @@ def test_a_request_must_be_whole(tmp_path: Path) -> None:
         ({}, folder, "--type: required but missing, it says what the model in the file does"),
         ({"weights": "none"}, folder, "--weights: only of use with torchvision:NAME"),
         ({"model_type": "classifier"}, tmp_path / "full", "full: is there already; name another"),
+        ({"model_type": "text_detection_recognition"}, folder, "--type: a text_detection_recog"),
+        ({"model_type": "classifier", "features": ("a",)}, folder, "--features: of a feature_ext"),
     ):
         with pytest.raises(ConfigError, match=message):
             export(Request(str(file), **options), place)
@@ -380,6 +383,45 @@ def test_labels_of_what_has_none_are_refused(make: Make, tmp_path: Path) -> None
 
     with pytest.raises(ConfigError, match="--labels: a feature_extractor has none"):
         make(file, model_type="feature_extractor", labels=labels)
+
+
+def test_labels_must_be_as_many_as_the_classes(
+    make: Make, tmp_path: Path, torchvision: Any
+) -> None:
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    options = {"weights": "none", "labels": str(tmp_path / "names.txt"), "n_classes": 3}
+
+    with pytest.raises(ConfigError, match=r"2 labels from class 0 on, but --classes is 3; .*_off"):
+        make("torchvision:squeezenet1_1", **options)
+
+    (tmp_path / "model").rmdir()
+    make("torchvision:squeezenet1_1", **options, settings=("output.label_offset=1",))
+    assert load_package(tmp_path / "model").class_names(3) == ("background", "cat", "dog")
+
+
+def test_files_of_the_package_are_named_by_settings(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("a\nb\nc\n")
+    settings = ("weights=sub/w.onnx", "output.labels=sub/abc.txt")
+
+    make(
+        means(tmp_path / "m.onnx"),
+        model_type="classifier",
+        labels=str(tmp_path / "names.txt"),
+        settings=settings,
+    )
+
+    package = load_package(tmp_path / "model")
+    assert package.labels == ("a", "b", "c")
+    assert package.weights == tmp_path / "model/sub/w.onnx"
+
+
+def test_errors_name_the_place_that_was_asked_for(tmp_path: Path) -> None:
+    request = Request(
+        str(means(tmp_path / "m.onnx")), "classifier", settings=("output.labels=abc.txt",)
+    )
+
+    with pytest.raises(ConfigError, match=re.escape(f"{tmp_path}/model/abc.txt: cannot be read")):
+        export(request, tmp_path / "model")
 
 
 def test_a_stop_leaves_nothing(

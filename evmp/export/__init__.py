@@ -103,8 +103,8 @@ def export(request: Request, folder: Path, *, force: bool = False) -> str:
 def _make_in_child(request: Request, draft: Path, folder: Path) -> str:
     try:
         return call_in_child(partial(_make, request, draft))
-    except ModelError as error:  # it shall name the place that people know
-        raise ModelError(str(error).replace(str(draft), str(folder))) from None
+    except (ModelError, ConfigError) as error:  # it shall name the place that people know
+        raise type(error)(str(error).replace(str(draft), str(folder))) from None
     except Interrupted as error:
         raise Interrupted(error.signum, "no package was written") from None
 
@@ -114,6 +114,12 @@ def _check(request: Request, folder: Path, force: bool) -> None:
         raise ConfigError(f"{folder}: is there already; name another, or replace it with --force")
     if folder.exists() and not (folder / MODEL_FILE).is_file():
         raise ConfigError(f"{folder}: is no model package, so it is not replaced; name another")
+    if request.model_type == TEAM:
+        raise ConfigError(f"--type: a {TEAM} is a folder of two packages; export each of them")
+    if request.features and request.model_type not in ("", "feature_extractor"):
+        raise ConfigError(
+            f"--features: of a feature_extractor, but --type is {request.model_type}; leave one out"
+        )
     if request.zoo:
         return
     for name, value in (
@@ -134,7 +140,7 @@ def _make(request: Request, folder: Path) -> str:
         _write(request, _draft(request), folder)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise ModelError(f"{error.filename}: {reason}") from error
+        raise ModelError(f"{error.filename or request.source}: {reason}") from error
     return _tried(load_package(folder))
 
 
@@ -166,11 +172,13 @@ def _write(request: Request, draft: Draft, folder: Path) -> None:
         raise ConfigError(f"--type: a {TEAM} is a folder of two packages; export each of them")
     if request.labels and not spec.output.labels:
         raise ConfigError(f"--labels: a {spec.model_type} has none")
+    if request.labels and request.n_classes:
+        _check_count(len(labels), spec.output.label_offset, request.n_classes)
     weights = folder / spec.weights
     weights.parent.mkdir(parents=True, exist_ok=True)
     draft.save(weights, spec.input)
-    if spec.output.labels == LABELS:
-        _create(folder / LABELS, "".join(f"{label}\n" for label in labels))
+    if labels and isinstance(spec.output.labels, str) and spec.output.labels:
+        _create(folder / spec.output.labels, "".join(f"{label}\n" for label in labels))
     head = f"# {draft.origin}; written by evmp export.\n"
     text = yaml.safe_dump(
         document.values, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
@@ -178,7 +186,17 @@ def _write(request: Request, draft: Draft, folder: Path) -> None:
     _create(folder / MODEL_FILE, head + text)
 
 
+def _check_count(n_labels: int, offset: int, n_classes: int) -> None:
+    if offset + n_labels != n_classes:
+        raise ConfigError(
+            f"--labels: {n_labels} labels from class {offset} on, but --classes is {n_classes}; "
+            "correct one, or set -Doutput.label_offset=1 where class 0 is a background without a "
+            "label"
+        )
+
+
 def _create(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "x", encoding="utf-8", newline="\n") as stream:
         stream.write(text)
 
