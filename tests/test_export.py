@@ -441,6 +441,26 @@ def test_a_stop_leaves_nothing(
     assert sorted(it.name for it in tmp_path.iterdir()) == ["m.onnx", "names.txt"]
 
 
+def test_a_killed_export_is_swept_by_the_next_and_two_at_once_are_refused(
+    start_evmp: Callable[..., subprocess.Popen[str]], run_evmp: Run, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "names.txt")  # who reads it waits for a writer
+    command = ["export", means(tmp_path / "m.onnx"), "model", "--type", "classifier"]
+
+    process = start_evmp(*command, "--labels", "names.txt", cwd=tmp_path)
+    with open(tmp_path / "names.txt", "w"):
+        second = run_evmp(*command, cwd=tmp_path)
+        process.kill()
+        process.communicate(timeout=30)
+    left = [it.name for it in tmp_path.glob(".model.*")]
+    third = run_evmp(*command, cwd=tmp_path)
+
+    assert second.returncode == 2 and "model: another export is writing it" in second.stderr
+    assert left == [".model.evmp-export"]
+    assert third.returncode == 0
+    assert sorted(it.name for it in tmp_path.iterdir()) == ["m.onnx", "model", "names.txt"]
+
+
 def test_the_command_leaves_a_whole_package_or_nothing(run_evmp: Run, tmp_path: Path) -> None:
     file = means(tmp_path / "m.onnx")
     command = ["export", file, "out/model", "--type", "classifier"]

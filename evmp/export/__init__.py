@@ -15,13 +15,15 @@ All but this module's `export` is for a child process: torch and the libraries a
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 import yaml
@@ -85,8 +87,8 @@ def export(request: Request, folder: Path, *, force: bool = False) -> str:
     _check(request, folder, force)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{folder.name}.evmp-", dir=folder.parent) as place:
-            draft = Path(place, "package")
+        with _place_beside(folder) as place:
+            draft = place / "package"
             draft.mkdir()
             said = _make_in_child(request, draft, folder)
             if folder.exists():
@@ -98,6 +100,26 @@ def export(request: Request, folder: Path, *, force: bool = False) -> str:
         raise ModelError(f"{folder}: cannot be written: {reason}") from error
     files = ", ".join(sorted(str(it.relative_to(folder)) for it in folder.rglob("*.*")))
     return f"wrote        {folder}: {files}\n{said}"
+
+
+@contextmanager
+def _place_beside(folder: Path) -> Iterator[Path]:
+    """Give an empty directory, in place of what an export of this folder left that was killed."""
+    place = folder.parent / f".{folder.name}.evmp-export"
+    place.mkdir(exist_ok=True)
+    fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if (place / "package").exists():
+            shutil.rmtree(place / "package")
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place)
+    except BlockingIOError:
+        raise ConfigError(f"{folder}: another export is writing it; wait for it") from None
+    finally:
+        os.close(fd)
 
 
 def _make_in_child(request: Request, draft: Path, folder: Path) -> str:
