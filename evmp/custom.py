@@ -287,16 +287,15 @@ class Processing:
         return [[] if it is None else [it] for it in returned]
 
     def _shared_out(self, samples: Sequence[object], put: list[Any]) -> list[list[Any]]:
-        """Return whose samples those are that were put: their own, or else in order."""
-        if all(any(it is sample for sample in samples) for it in put):
-            return [[it for it in put if it is sample] for sample in samples]
-        if len(put) != len(samples):
+        """Return whose samples those are that were put: of several the given ones themselves."""
+        if len(samples) == 1:
+            return [put]
+        if not all(any(it is sample for sample in samples) for it in put):
             raise CustomCodeError(
-                f"{self._name}.process put {len(put)} new samples for {len(samples)}, and it "
-                "cannot be told whose they are; put each sample itself, changed, or set "
-                "batch_size: 1"
+                f"{self._name}.process put new samples for {len(samples)}, and it cannot be told "
+                "whose they are; put each sample itself, changed, or set batch_size: 1"
             )
-        return [[it] for it in put]
+        return [[it for it in put if it is sample] for sample in samples]
 
     def destroy(self) -> None:
         """Call the process's own, if it has one."""

@@ -279,7 +279,6 @@ def test_process_returns_a_sample_or_puts_any_number(
         ("return it", [[{"a": 1}], [{"a": 2}]]),
         ("return [None, it[0]]", [[], [{"a": 1}]]),
         ("return None", [[], []]),
-        ("for one in it: self.put({'of': one['a']})", [[{"of": 1}], [{"of": 2}]]),
         ("self.put(it[1]); self.put(it[1])", [[], [{"a": 2}, {"a": 2}]]),
         ("self.put(it[1]); self.put(it[0])", [[{"a": 1}], [{"a": 2}]]),
     ],
@@ -292,6 +291,13 @@ def test_process_of_batches_gets_and_gives_lists(
     assert mine.process([{"a": 1}, {"a": 2}]) == expected
 
 
+def test_all_that_is_put_of_one_sample_is_its_own(make: Callable[[str], Caller]) -> None:
+    text = PROCESS.format(body="self.put({}); self.put({'b': 2})")
+    mine = processing(make(text), batch_size=4)
+
+    assert mine.process([{"a": 1}]) == [[{}, {"b": 2}]]
+
+
 @pytest.mark.parametrize(
     ("body", "batch_size", "message"),
     [
@@ -302,7 +308,8 @@ def test_process_of_batches_gets_and_gives_lists(
         ("return it['b']", 1, "KeyError: 'b' (mine.py:5)"),
         ("return it[0]", 2, "Mine.process returned no list for 2 samples; expected as many"),
         ("return it[:1]", 2, "Mine.process returned 1 samples for 2 samples"),
-        ("self.put({})", 2, "put 1 new samples for 2, and it cannot be told whose they are"),
+        ("self.put({})", 2, "put new samples for 2, and it cannot be told whose they are"),
+        ("self.put(dict(it[0])); self.put({})", 2, "put each sample itself, changed, or set"),
     ],
 )
 def test_what_a_process_does_wrong_is_one_line(

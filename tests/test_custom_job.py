@@ -199,6 +199,22 @@ def test_chain_of_processes_changes_splits_and_drops(
     assert len(importers) == 6
 
 
+def test_new_samples_of_a_batch_are_those_of_their_rows(mine: Callable[..., list[Any]]) -> None:
+    text = MINE + (
+        "class Odd(evmp.Process):\n"
+        "    def process(self, some):\n"
+        "        for it in some:\n"
+        "            n = it['id'] % 2 * 2\n"
+        "            for i in range(n): self.put({'id': it['id'], 'part': i})\n"
+    )
+    chain = {"user_process_cls": "mine.Odd", "batch_size": 4}
+
+    results = mine(text, [{"id": i} for i in range(8)], user_process_config=chain)
+
+    parts = [[{"id": i, "part": part} for part in range(2)] for i in range(8)]
+    assert results == [parts[i] if i % 2 else None for i in range(8)]
+
+
 def test_built_in_model_takes_the_images_that_a_process_gives(
     job: JobFolder, make_table: Callable[..., Path], photo: Callable[[str], np.ndarray]
 ) -> None:
