@@ -14,7 +14,8 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module, machinery, util
 from pathlib import Path
 from types import ModuleType
@@ -73,7 +74,8 @@ class Caller:
         """
         module_path, _, name = class_path.rpartition(".")
         try:
-            module = import_module(module_path)
+            with _one_process():
+                module = import_module(module_path)
         except BaseException as error:
             missing = error.name if isinstance(error, ModuleNotFoundError) else None
             if missing and f"{module_path}.".startswith(f"{missing}."):
@@ -123,7 +125,8 @@ class Caller:
             ModelError: when it raises anything at all, in words that begin with `what`.
         """
         try:
-            return function(*arguments, **keywords)
+            with _one_process():
+                return function(*arguments, **keywords)
         except BaseException:
             raise self._not_started(what) from None
 
@@ -141,7 +144,8 @@ class Caller:
             CustomCodeError: when it raises anything at all.
         """
         try:
-            return function(*arguments)
+            with _one_process():
+                return function(*arguments)
         except BaseException as error:
             raise CustomCodeError(self.brief(error)) from error
 
@@ -150,7 +154,8 @@ class Caller:
         destroy = getattr(made, "destroy", None)
         if callable(destroy):
             try:
-                destroy()
+                with _one_process():
+                    destroy()
             except BaseException:
                 log.warning("%s.destroy failed", type(made).__name__, exc_info=True)
 
@@ -300,6 +305,18 @@ class Processing:
     def destroy(self) -> None:
         """Call the process's own, if it has one."""
         self._caller.destroy(self._made)
+
+
+@contextmanager
+def _one_process() -> Iterator[None]:
+    """End a copy of this process that user code has forked, and that would come back as another."""
+    here = os.getpid()
+    try:
+        yield
+    finally:
+        if os.getpid() != here:
+            error = sys.exc_info()[1]
+            os._exit(0 if isinstance(error, SystemExit) and not error.code else 1)
 
 
 def misfit_of(kind: type, *arguments: object, **keywords: object) -> str:

@@ -244,6 +244,27 @@ def test_destroy_is_called_and_may_fail(
     assert "Mine.destroy failed" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("end", "code"), [("exit(0)", 0), ("exit()", 0), ("exit(5)", 1), ("1 / 0", 1), ("0", 1)]
+)
+def test_forked_child_does_not_come_back_as_a_second_predictor(
+    make: Callable[[str], Caller], end: str, code: int
+) -> None:
+    text = f"""
+import os
+class Mine:
+    version = 2
+    def __init__(self, path): 0
+    def predict(self, samples, batch_size):
+        pid = os.fork()
+        if pid == 0:
+            {end}
+            return [{{}}]
+        return [{{"code": os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}}]
+"""
+    assert predicting(make(text)).predict([{}]) == [{"code": code}]
+
+
 # --- processing -----------------------------------------------------------------------------------
 
 PROCESS = """
