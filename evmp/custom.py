@@ -161,7 +161,10 @@ class Caller:
 
     def brief(self, error: BaseException) -> str:
         """Return an exception's type, message, and where in the user's code it was raised."""
-        text = " ".join(str(error).split())
+        try:
+            text = " ".join(str(error).split())
+        except BaseException:
+            text = "a message that cannot be read"
         text = text if len(text) <= MAX_MESSAGE_CHARS else text[: MAX_MESSAGE_CHARS - 3] + "..."
         frames = list(traceback.extract_tb(error.__traceback__))
         own = [it for it in frames if self._code and Path(it.filename).is_relative_to(self._code)]

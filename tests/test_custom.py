@@ -173,6 +173,16 @@ def test_module_whose_name_is_taken_is_told(make: Callable[[str], Caller], tmp_p
         make("").find("user_predictor_cls", "numpy.Mine")
 
 
+def test_exception_whose_message_raises_is_an_exception_all_the_same(
+    make: Callable[[str], Caller],
+) -> None:
+    text = "class Bad(Exception):\n def __str__(self): exit(1)\nclass Mine:\n"
+    text += " def predict(self): 0\n def __init__(self, path): raise Bad"
+
+    with pytest.raises(ModelError, match=r"Bad: a message that cannot be read \(mine.py:5\)"):
+        predicting(make(text))
+
+
 # --- predicting -----------------------------------------------------------------------------------
 
 ANSWER = """
