@@ -105,7 +105,7 @@ class Caller:
         if any((self._code / name).exists() for name in (top, f"{top}.py")):
             raise ModelError(f"{key}: the name {top} is taken by {file}; rename your module")
 
-    def make(self, key: str, kind: type, *arguments: object, **keywords: object) -> Any:
+    def make(self, key: str, kind: type, /, *arguments: object, **keywords: object) -> Any:
         """Make an object of a user's class.
 
         Raises:
@@ -117,7 +117,7 @@ class Caller:
         return self.prepare(what, kind, *arguments, **keywords)
 
     def prepare(
-        self, what: str, function: Callable[..., Any], *arguments: object, **keywords: object
+        self, what: str, function: Callable[..., Any], /, *arguments: object, **keywords: object
     ) -> Any:
         """Call user code before the first row.
 
@@ -322,7 +322,7 @@ def _one_process() -> Iterator[None]:
             os._exit(0 if isinstance(error, SystemExit) and not error.code else 1)
 
 
-def misfit_of(kind: type, *arguments: object, **keywords: object) -> str:
+def misfit_of(kind: type, /, *arguments: object, **keywords: object) -> str:
     """Return why a class does not take these arguments; empty where it does, or cannot be asked."""
     try:
         signature = inspect.signature(kind)

@@ -69,7 +69,7 @@ class Process:
 
     _put: list[dict[str, Any]]
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(self, /, **config: Any) -> None:
         """Keep the fields as `config`."""
         self.config = config
 

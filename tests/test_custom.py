@@ -285,6 +285,14 @@ class Mine(Process):
 """
 
 
+def test_process_may_have_any_keyword(make: Callable[[str], Caller]) -> None:
+    names = ["self", "key", "kind", "what", "function"]
+
+    mine = processing(make(PROCESS.format(body="return self.config")), **dict.fromkeys(names, 1))
+
+    assert mine.process([{}]) == [[dict.fromkeys(names, 1)]]
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
