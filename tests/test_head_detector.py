@@ -218,6 +218,14 @@ def test_a_box_too_much_like_a_better_one_is_dropped(
     assert found(row, boxes=boxes)["detection_scores"] == scores
 
 
+def test_boxes_that_are_alike_only_inside_the_image_stay() -> None:
+    row = {"boxes": np.float32([[-60, 0, 10, 10], [0, 0, 10, 10]]), "scores": SCORES[[0, 2]]}
+
+    result = found(row, (32, 32), boxes={"iou_threshold": 0.5})
+
+    assert result["detection_boxes"] == [[0, 0, 10, 10]] * 2
+
+
 def test_nothing_found_is_empty_lists() -> None:
     assert found(separate(0), labels=LABELS) == NOTHING
     assert found({"0": one_hot()[:0]}, boxes={"layout": "box_classes"}) == NOTHING

@@ -29,7 +29,7 @@ from evmp.head.array import (
     class_names,
     dump,
 )
-from evmp.head.box import Numbers, corners, suppress
+from evmp.head.box import Boxes, Numbers, corners, suppress
 from evmp.head.layout import BOX, Raw, take_apart
 
 if TYPE_CHECKING:
@@ -76,11 +76,13 @@ class Detector:
         raw = take_apart(row, self._spec, self._fit.size_of(height, width))
         scores, classes = self._judge(raw)
         sure = (scores >= np.float32(self._spec.score_threshold)) & (classes >= 0)
-        boxes = self._into_image(raw.boxes[sure], height, width)
         scores, classes = scores[sure], classes[sure]
-        has_area = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-        best = self._choose(boxes[has_area], scores[has_area], classes[has_area])
-        return self._write(boxes[has_area][best], scores[has_area][best], classes[has_area][best])
+        boxes = self._in_input(raw.boxes[sure], height, width)
+        seen = self._into_image(boxes, height, width)
+        places = np.flatnonzero((seen[:, 2] > seen[:, 0]) & (seen[:, 3] > seen[:, 1]))
+        # By the model's own boxes: what is cut off at an edge makes them less alike.
+        best = places[self._choose(boxes[places], scores[places], classes[places])]
+        return self._write(seen[best], scores[best], classes[best])
 
     def _judge(self, raw: Raw) -> tuple[Scores, Numbers]:
         """Return the probability and the class of each box, (N,) and (N,)."""
@@ -99,21 +101,25 @@ class Detector:
         classes = first + scores[:, first:end].argmax(axis=1)
         return scores[np.arange(len(classes)), classes], classes
 
-    def _into_image(self, boxes: Array, height: int, width: int) -> Scores:
-        """Return (N, 4) corners in the original image, float32."""
+    def _in_input(self, boxes: Array, height: int, width: int) -> Boxes:
+        """Return (N, 4) corners in pixels of the input."""
         rows, columns = self._fit.size_of(height, width)
         with np.errstate(over="ignore", invalid="ignore"):
             boxes = corners(boxes, self._spec.format)
             if self._spec.unit == "fraction":
                 boxes *= (columns, rows, columns, rows)
         check_finite(boxes)
+        return boxes
+
+    def _into_image(self, boxes: Boxes, height: int, width: int) -> Scores:
+        """Return (N, 4) corners in the original image, float32."""
         points = self._fit.to_image(boxes.reshape(-1, 2, 2), height, width)
         return points.reshape(-1, BOX).astype(np.float32)
 
-    def _choose(self, boxes: Scores, scores: Scores, classes: Numbers) -> Numbers:
+    def _choose(self, boxes: Boxes, scores: Scores, classes: Numbers) -> Numbers:
         spec = self._spec
         return suppress(
-            boxes.astype(np.float64),
+            boxes,
             scores,
             np.zeros_like(classes) if spec.across_classes else classes,
             iou_threshold=spec.iou_threshold,
