@@ -19,7 +19,7 @@ def feature_of(row: Any, **options: Any) -> list[float]:
     return result["feature"]
 
 
-@pytest.mark.parametrize("shape", [(6,), (6, 1, 1), (1, 6), (1, 1, 6)])
+@pytest.mark.parametrize("shape", [(6,), (6, 1, 1), (1, 6)])
 def test_a_vector_is_taken_as_it_is(shape: tuple[int, ...]) -> None:
     vector = np.float32([0.1, -2.5, 1 / 3, 4e-10, 1e30, 0])
 
@@ -30,6 +30,11 @@ def test_a_map_is_averaged_in_double_precision() -> None:
     expected = MAP.astype(np.float64).mean((1, 2)).astype(np.float32)
 
     assert [np.float32(x) for x in feature_of({"0": MAP})] == list(expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5), (1, 5, 1), (1, 1, 7)])
+def test_a_map_is_averaged_however_narrow(shape: tuple[int, ...]) -> None:
+    assert feature_of({"0": np.full(shape, 0.5, np.float32)}) == [0.5]
 
 
 @pytest.mark.parametrize("array", [MAP, MAP[0]])

@@ -53,7 +53,7 @@ class FeatureExtractor:
                 f"the model's output {self._name} is {(1, *array.shape)} for this image, at first "
                 f"it was {(1, *self._shape)}"
             )
-        is_vector = array.size == max(array.shape, default=1)
+        is_vector = array.ndim != 3 and array.size == max(array.shape, default=1)
         with np.errstate(over="ignore", invalid="ignore"):
             if array.size and (is_vector or self._pooling == "flatten"):
                 return array.reshape(-1).astype(np.float32)
