@@ -318,8 +318,12 @@ def test_classes_are_the_models_own_numbers() -> None:
 
 
 def test_a_class_without_a_label_fails_the_row() -> None:
-    with pytest.raises(ModelError, match="found class 2, but the labels end at class 1; correct"):
+    with pytest.raises(
+        ModelError, match=r"class 2, but the labels end at class 1; set output\.label_offset: 1, or"
+    ):
         found(separate(), labels=("cat", "dog"))
+    with pytest.raises(ModelError, match=r"labels end at class 0; correct output\.labels"):
+        found(separate(), labels=("cat",))
 
 
 # --- what is refused ------------------------------------------------------------------------------

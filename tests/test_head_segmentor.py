@@ -87,6 +87,25 @@ def test_labels_fewer_than_classes_are_refused() -> None:
         segments_of(SCORES, labels=("cat", "dog"))
 
 
+def test_labels_of_one_class_name_it_or_what_is_not_it_too() -> None:
+    def look(*labels: str) -> dict[str, Any]:
+        return segments_of(SCORES[:1], labels=labels, output={"activation": "sigmoid"})
+
+    assert look("road") == look("nothing", "road") == look()
+    with pytest.raises(ModelError, match=r"returned \(1, 1, 2, 4\) .* for 3 labels from class 0"):
+        look("a", "b", "c")
+
+
+def test_a_class_number_without_a_label_fails_the_row() -> None:
+    def look(number: int) -> dict[str, Any]:
+        numbers = np.array([[0, number]], np.int64)
+        return segments_of(numbers, labels=("cat", "dog"), segmentation_output="preds")
+
+    assert look(1) == {"preds": [[0, 1]]}
+    with pytest.raises(ModelError, match="found class 77, but the labels end at class 1; correct"):
+        look(77)
+
+
 @pytest.mark.parametrize("shape", [(4,), (2, 4), (2, 3, 4, 5), (0, 2, 2), (3, 0, 2)])
 def test_what_is_no_segmentation_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(

@@ -110,6 +110,21 @@ def class_names(
     return package.class_names(n_classes)
 
 
+def check_labelled(package: ModelPackage, number: int) -> None:
+    """Fail a row with a class behind those that have labels, if there are any.
+
+    Raises:
+        ModelError: it is one.
+    """
+    n_labels = len(package.labels)
+    end = package.output.label_offset + n_labels
+    if n_labels and number >= end:
+        raise ModelError(
+            f"the model found class {number}, but the labels end at class {end - 1}; "
+            f"{_remedy(number + 1 - n_labels)}"
+        )
+
+
 def check_number(n_classes: int, at_first: int) -> None:
     """Fail a row for which the model returned another number of classes than at the check.
 

@@ -25,6 +25,7 @@ from evmp.head.array import (
     Scores,
     activate,
     check_finite,
+    check_labelled,
     check_number,
     class_names,
     dump,
@@ -139,9 +140,5 @@ class Detector:
     def _name(self, number: int) -> str:
         if not self._package.labels:
             return str(number)
-        if number >= len(self._names):
-            raise ModelError(
-                f"the model found class {number}, but the labels end at class "
-                f"{len(self._names) - 1}; correct output.labels or output.label_offset"
-            )
+        check_labelled(self._package, number)
         return self._names[number]

@@ -19,7 +19,16 @@ import numpy as np
 from PIL import Image
 
 from evmp.errors import ModelError
-from evmp.head.array import Array, Row, activate, check_finite, class_names, dump, pick
+from evmp.head.array import (
+    Array,
+    Row,
+    activate,
+    check_finite,
+    check_labelled,
+    class_names,
+    dump,
+    pick,
+)
 
 if TYPE_CHECKING:
     from evmp.model import Outputs
@@ -49,13 +58,10 @@ class Segmentor:
         self._shape = self._lasting(found)
         if found.ndim == 2:
             self._check_numbers(found)
-        elif found.shape[0] > 1:
+        elif len(found) > 1:
             class_names(self._package, found.shape)
-        elif self._package.activation == "softmax":
-            raise ModelError(
-                f"the model returned {(1, *found.shape)} for an image, one class, which softmax "
-                "makes 1 everywhere; set output.activation: sigmoid, or none"
-            )
+        else:
+            self._check_single(found)
 
     def results(self, outputs: Outputs, sizes: Sequence[tuple[int, int]]) -> list[bytes]:
         return [self._result(_map_of(row)) for row in outputs]
@@ -66,6 +72,16 @@ class Segmentor:
                 f"the model returned class numbers, {(1, *found.shape)} {found.dtype} for an "
                 "image, which have no probabilities; set segmentation_output: preds in the job"
             )
+
+    def _check_single(self, found: Array) -> None:
+        """Labels name the one class, or both of what is not it, 0, and what is, 1."""
+        if self._package.activation == "softmax":
+            raise ModelError(
+                f"the model returned {(1, *found.shape)} for an image, one class, which softmax "
+                "makes 1 everywhere; set output.activation: sigmoid, or none"
+            )
+        are_both = self._package.output.label_offset + len(self._package.labels) == 2
+        class_names(self._package, found.shape, others=-1 if are_both else 0)
 
     def _result(self, found: Array) -> bytes:
         if self._lasting(found) != self._shape:
@@ -103,6 +119,7 @@ class Segmentor:
     def _preds(self, found: Array) -> Array:
         """Return (H, W) integers."""
         if found.ndim == 2:
+            check_labelled(self._package, int(found.max()))
             return found
         if len(found) == 1:
             foreground = activate(found[0], self._package.activation) >= np.float32(FOREGROUND)
