@@ -347,6 +347,11 @@ def test_a_class_without_a_label_fails_the_row() -> None:
         ({**separate(), "labels": CLASSES[:1]}, {}, r"expected labels of \(1, N\)"),
         ({**separate(), "count": np.int64([1, 2])}, {}, r"expected a count of \(1,\)"),
         (
+            {"boxes": BOXES, "scores": SCORES},
+            {"background_last": True},
+            r"expected scores of \(1, N, classes\) with background_last",
+        ),
+        (
             {"0": one_hot()},
             {"layout": "box_score_class"},
             r"expected \(1, N, 6\), for output.boxes.l",

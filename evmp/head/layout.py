@@ -82,6 +82,8 @@ def _separate(row: Row, spec: ModelBoxes) -> Raw:
         _expect(labels.shape == (n,), row, spec, "labels of (1, N)")
         return Raw(boxes[:count], scores[:count], labels=labels[:count])
     if scores.ndim == 1:
+        expected = "scores of (1, N, classes) with background_last"
+        _expect(not spec.background_last, row, spec, expected)
         return Raw(boxes[:count], scores[:count, None], shape=(n, 1))
     is_wide = scores.shape[1] > spec.background_last
     _expect(is_wide, row, spec, "scores of (1, N, classes)")
