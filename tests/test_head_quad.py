@@ -78,6 +78,24 @@ def test_a_rectangle_grows_by_the_same_on_each_side(
     np.testing.assert_allclose(grown.mean(axis=0), quad.mean(axis=0), atol=0.2)
 
 
+@pytest.mark.parametrize("angle", [-44, -20, 0, 20, 44])
+@pytest.mark.parametrize("height", [60, 30])
+def test_a_wide_text_turned_by_less_than_45_degrees_begins_at_its_top_left(
+    height: int, angle: int
+) -> None:
+    cosine, sine = np.cos(np.radians(angle)), np.sin(np.radians(angle))
+    quad = corners(0, 0, 100, height) @ np.array([[cosine, sine], [-sine, cosine]])
+
+    np.testing.assert_allclose(rectangle(quad[::-1])[0], quad, atol=0.01)
+
+
+def test_a_text_that_is_turned_further_begins_at_the_upper_of_the_corners_to_the_left() -> None:
+    cosine, sine = np.cos(np.radians(80)), np.sin(np.radians(80))
+    quad = corners(0, 0, 100, 60) @ np.array([[cosine, sine], [-sine, cosine]])
+
+    np.testing.assert_allclose(rectangle(quad)[0], np.roll(quad, 1, axis=0), atol=0.01)
+
+
 def test_a_quadrilateral_may_start_anywhere() -> None:
     quad = corners(0, 0, 9, 5)
 

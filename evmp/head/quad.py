@@ -1,8 +1,9 @@
 """Quadrilaterals around lines of text: found in a map, grown, put in order, cut out.
 
-A quadrilateral is (4, 2) of x and y in pixels, clockwise from the top left of its text. What lies
-flat, or is turned by less than a quarter, has that at its own top left. OpenCV and pyclipper do the
-work, as in PP-OCR, whose DB post-processing this is; they are the extra `text`.
+A quadrilateral is (4, 2) of x and y in pixels, clockwise. That of a rectangle found in a map begins
+with the upper of its two corners furthest left, which is the top left of a text that is wider than
+high and turned by less than 45 degrees. OpenCV and pyclipper do the work, as in PP-OCR, whose DB
+post-processing this is; they are the extra `text`.
 """
 
 from __future__ import annotations
