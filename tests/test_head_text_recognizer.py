@@ -99,6 +99,14 @@ def test_a_model_may_choose_by_itself(scores: list[float]) -> None:
     }
 
 
+def test_negative_numbers_pad_what_a_model_chose() -> None:
+    row = {"texts": np.int64([2, 1, -1, -1]), "scores": np.float32([0.5, 0.25, np.nan, 0])}
+
+    result = read(row, decoding="tokens")
+
+    assert (result["sequence_predict_text"], result["sequence_probability"]) == ("ba", 0.375)
+
+
 @pytest.mark.parametrize("numbers", [(), (0, 0, 0)])
 def test_nothing_read_is_an_empty_text(numbers: tuple[int, ...]) -> None:
     nothing = {

@@ -83,7 +83,7 @@ class TextDecoder:
 
     def _decode(self, numbers: Array, probabilities: Array) -> Reading:
         if self._spec.decoding == "tokens":
-            ends = np.flatnonzero(numbers == self._end)
+            ends = np.flatnonzero((numbers == self._end) | (numbers < 0))  # negative is padding
             n_steps = ends[0] if len(ends) else len(numbers)
             numbers, probabilities = numbers[:n_steps], probabilities[:n_steps]
         n_classes = len(self._characters)
