@@ -48,7 +48,7 @@ def _first_batch(plan: Plan) -> str:
         ledger.open({})
         worker = Worker(
             0,
-            plan.job.model_copy(update={"output_dir": folder}),
+            plan.job.model_copy(update={"output_dir": plan.job.output_dir and folder}),
             plan.package,
             layout,
             ledger,

@@ -461,6 +461,17 @@ def test_check_runs_the_code_once_and_writes_nothing(
     assert set(job.path.iterdir()) == before
 
 
+def test_check_refuses_files_without_a_folder(job: JobFolder) -> None:
+    text = MINE + "    def get_output_type(self): return {'a': 'image'}\n"
+    (job.path / "mine.py").write_text(text)
+    (job.path / "in.jsonl").write_text("{}\n")
+    job.write(**CUSTOM)
+
+    done = job.run("--check")
+
+    assert (done.returncode, "output_dir: required" in done.stderr) == (2, True), done.stderr
+
+
 @pytest.mark.parametrize("key", ["input_table", "output_table"])
 def test_files_go_into_no_table(job: JobFolder, key: str) -> None:
     (job.path / "t").mkdir()
