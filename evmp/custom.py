@@ -215,7 +215,7 @@ class Predicting:
         Raises:
             CustomCodeError: the predictor raises, or returns anything else.
         """
-        data = list(samples) if self._takes_samples else [image_of(it) for it in samples]
+        data = list(samples) if self._takes_samples else [self._image(it) for it in samples]
         found = self._caller.call(self._made.predict, data, len(data))
         if not isinstance(found, (list, tuple)):
             raise CustomCodeError(
@@ -233,6 +233,12 @@ class Predicting:
                     "expected a dict"
                 )
         return list(found)
+
+    def _image(self, sample: dict[Any, Any]) -> Any:
+        """Return what a process has left, or made, under `image`."""
+        if sample.get("image") is None:
+            raise CustomCodeError(f"image: {self._name} takes images, and the sample has none")
+        return sample["image"]
 
     def destroy(self) -> None:
         """Call the predictor's own, if it has one."""
@@ -336,7 +342,7 @@ def misfit_of(kind: type, /, *arguments: object, **keywords: object) -> str:
 
 
 def image_of(sample: dict[Any, Any]) -> Any:
-    """Return the image of a sample, for what takes images only: (H, W, 3) uint8, C-contiguous.
+    """Return the image of a sample, for a built-in model: (H, W, 3) uint8, C-contiguous.
 
     Raises:
         CustomCodeError: it has none.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evmp.custom import Caller, Predicting, Processing
+from evmp.custom import Caller, Predicting, Processing, image_of
 from evmp.errors import CustomCodeError, ModelError
 from evmp.value import ProcessConfig
 
@@ -233,13 +233,23 @@ def test_what_a_predictor_does_wrong_is_one_line(
         ({"image": np.zeros((0, 2, 3), np.uint8)}, r"\(0, 2, 3\) uint8"),
     ],
 )
-def test_predictor_of_images_gets_nothing_else(
-    make: Callable[[str], Caller], sample: dict[str, Any], found: str
+def test_built_in_model_gets_images_and_nothing_else(sample: dict[str, Any], found: str) -> None:
+    with pytest.raises(CustomCodeError, match=f"image: got {found}, expected"):
+        image_of(sample)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [(IMAGE.astype(np.float32), "ndarray"), (IMAGE[:, :, 0], "ndarray"), ("", "str")],
+)
+def test_predictor_of_images_gets_whatever_a_process_makes(
+    make: Callable[[str], Caller], image: object, kind: str
 ) -> None:
     mine = predicting(make(PREDICTOR.format(module="evmp", name="PredictorInterface")))
 
-    with pytest.raises(CustomCodeError, match=f"image: got {found}, expected"):
-        mine.predict([sample])
+    assert mine.predict([{"image": image}])[0]["type"] == kind
+    with pytest.raises(CustomCodeError, match="image: Mine takes images, and the sample has none"):
+        mine.predict([{}])
 
 
 def test_destroy_is_called_and_may_fail(
