@@ -361,6 +361,28 @@ def test_process_that_is_killed_for_its_memory_comes_back(
     assert record["run"]["restarts"] >= 5
 
 
+def test_predictor_that_leaks_up_to_its_limit_costs_rows_and_no_more(
+    mine: Callable[..., list[Any]],
+) -> None:
+    text = MINE + (
+        "    def __init__(self, path):\n"
+        "        import resource\n"
+        "        pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "        limit = pages * resource.getpagesize() + (256 << 20)\n"
+        "        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "        self.kept = []\n"
+        "    def tell(self, it):\n"
+        "        self.kept.append(bytearray(100 << 20))\n"
+        "        return it\n"
+    )
+
+    results = mine(text, [{"id": i} for i in range(8)], batch_size=1)
+
+    assert results[0] == {"id": 0}
+    for result in results[3:]:
+        assert result["error_msg"].startswith("MemoryError (mine.py:"), result
+
+
 def test_traceback_of_the_user_is_in_the_log_and_not_in_the_row(job: JobFolder) -> None:
     (job.path / "mine.py").write_text(TROUBLE)
     (job.path / "in.jsonl").write_text('{"do": "fail"}\n{"do": "set"}\n')
