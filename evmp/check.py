@@ -6,6 +6,7 @@ stages run.
 
 from __future__ import annotations
 
+import faulthandler
 import math
 import signal
 import tempfile
@@ -57,6 +58,8 @@ def _first_batch(plan: Plan) -> str:
             list,
             code=plan.unpack_code(Path(folder)),
         )
+        faulthandler.enable()  # where users' code crashes or hangs is shown on stderr
+        faulthandler.register(signal.SIGALRM, chain=True)
         signal.alarm(math.ceil(plan.job.stall_timeout_seconds))  # no supervisor looks after it
         results = worker.rehearse([Block(0, n_rows)])
         signal.alarm(0)
