@@ -14,7 +14,9 @@ import yaml
 from conftest import ROOT
 from modelfolder import JOB
 
+from evmp.export import Request
 from evmp.head import open_head, open_text_reader
+from evmp.job import load_job
 from evmp.model.package import ModelPackage, load_package
 from evmp.value import ModelType
 
@@ -54,6 +56,20 @@ def package_of(text: str, folder: Path) -> ModelPackage:
     (folder / yaml.safe_load(text).get("weights", "model.pt")).touch()
     (folder / "model.yaml").write_text(text)
     return load_package(folder)
+
+
+def test_the_way_from_a_download_to_a_result_is_right(tmp_path: Path, torchvision: Any) -> None:
+    from evmp.export.torchvision import draft_of_torchvision
+
+    package, job = (text for kind, text in BLOCK.findall(SECTIONS[0]) if kind == "yaml")
+    draft = draft_of_torchvision(Request("torchvision:resnet50", weights="none"))
+    (tmp_path / "job.yaml").write_text(job)
+
+    spec = {**draft.spec, "weights": draft.weights, "output": {"labels": "labels.txt"}}
+    assert yaml.safe_load(package) == spec
+    assert load_job(tmp_path / "job.yaml").model_type == "classifier"
+    for name in re.findall(r"evmp export torchvision:(\w+)", SECTIONS[0]):
+        assert name in torchvision.models.list_models()
 
 
 def test_every_type_has_a_section() -> None:
