@@ -26,6 +26,7 @@ import numpy as np
 import orjson
 import simplejpeg
 
+from evmp.decoder import IMAGE_SUFFIXES
 from evmp.errors import CustomCodeError, SinkError
 from evmp.result import to_json
 from evmp.sink import sync
@@ -170,11 +171,15 @@ def check_keys(output_type: dict[str, str]) -> str:
 
 def _stem(whole: str) -> str:
     """Return the name of an input's file without its extension; empty where it names none."""
-    if whole.startswith("{"):
-        members = orjson.loads(whole)
+    try:
+        members = orjson.loads(whole) if whole.startswith("{") else None
+    except ValueError:  # a path may start so, too
+        members = None
+    if members is not None:
+        texts = [it for it in members.values() if isinstance(it, str) and Path(it).suffix]
+        texts.sort(key=lambda it: not it.lower().endswith(IMAGE_SUFFIXES))  # stable: images first
         image = members.get("image")
-        files = (it for it in members.values() if isinstance(it, str) and Path(it).suffix)
-        whole = image if isinstance(image, str) else next(files, "")
+        whole = image if isinstance(image, str) else next(iter(texts), "")
     path = unquote(urlsplit(whole).path) if scheme(whole) else whole
     stem = Path(path).stem.replace("\0", "")
     stem = "" if stem == ".." else stem

@@ -54,6 +54,8 @@ def name_of(path: object, tmp_path: Path) -> str:
         ("猫/猫.jpg", "猫"),
         (b'{"id": 3, "image": "x/dog.jpg"}', "dog"),
         (b'{"id": 3, "scan": "x/dog.tif"}', "dog"),
+        (b'{"caption": "a dog v1.0", "photo": "x/n0.png"}', "n0"),
+        ("{x}.jpg", "{x}"),
         (b'{"id": 3}', "7"),
         ("..", "7"),
         ("a" * 300 + ".jpg", "a" * 180),
