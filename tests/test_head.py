@@ -55,13 +55,27 @@ def test_result_holds_every_class_in_the_models_order():
     [
         ("softmax", softmax(LOGITS)),
         ("sigmoid", (1 / (1 + np.exp(-LOGITS.astype(float)))).astype(np.float32)),
-        ("none", LOGITS),
     ],
 )
 def test_activation_makes_probabilities_of_scores(activation, expected):
     result = result_of(head_of(activation=activation), LOGITS)
 
     assert [np.float32(value) for value in result["class_probs"].values()] == list(expected)
+
+
+def test_scores_that_are_no_probabilities_fail_the_row():
+    head = head_of(activation="none")
+
+    assert result_of(head, [1.001, 0, -0.001, 0])["class"] == 0
+    with pytest.raises(ModelError, match=r"a score of 3\.0 .* set output\.activation: sigmoid, or"):
+        result_of(head, LOGITS)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_infinite_scores_may_have_probabilities(activation):
+    result = result_of(head_of(activation=activation), [-np.inf, 0, 1, -np.inf])
+
+    assert list(result["class_probs"].values())[::3] == [0, 0]
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])

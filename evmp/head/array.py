@@ -7,7 +7,7 @@ the same float32. Messages show shapes with the batch's axis, as the model's aut
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import orjson
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Array: TypeAlias = "np.ndarray[Any, Any]"
 Row: TypeAlias = "dict[str, Array]"
 Scores: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
+
+TOLERANCE: Final = 0.01  # of a probability that a model calculates, in half precision say
 
 
 def pick(row: Row, name: str, meaning: str) -> Array:
@@ -146,7 +148,7 @@ def activate(scores: Array, activation: str, axis: int = -1) -> Scores:
     Returns: float32, of the same shape.
 
     Raises:
-        ModelError: NaN or infinity comes out.
+        ModelError: NaN or infinity comes out, or what should be a probability is above 1.
     """
     values: Array = scores.astype(np.float32 if activation == "none" else np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -157,6 +159,13 @@ def activate(scores: Array, activation: str, axis: int = -1) -> Scores:
             values = 1 / (1 + np.exp(-values))
         probabilities = values.astype(np.float32)
     check_finite(probabilities)
+    # Nothing is said of what is below 0: detectors mark padding so.
+    highest = probabilities.max(initial=0)
+    if highest > 1 + TOLERANCE:
+        raise ModelError(
+            f"the model returned a score of {highest} for this image, expected probabilities; set "
+            "output.activation: sigmoid, or softmax"
+        )
     return probabilities
 
 
