@@ -1,7 +1,8 @@
 """What the heads share: to pick a model's outputs, to make probabilities of them, to write them.
 
 Probabilities are computed in float64 and given as float32, in the shortest form that reads back as
-the same float32. Messages show shapes with the batch's axis, as the model's author knows them.
+the same float32. Messages show the shape of one output with the batch's axis, those of several
+without.
 """
 
 from __future__ import annotations

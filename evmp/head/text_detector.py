@@ -6,7 +6,7 @@
 
 The model gives a map of how likely each pixel is text, (N, 1, H, W), as DB has it; H and W may be a
 fraction of the input's. `output.text` says what becomes a line. Lines come in reading order, from
-the top down and from the left to the right. Corners run clockwise from the text's top left; they
+the top down and from the left to the right. Corners run clockwise, as `quad` has them; they
 and the boxes around them are in pixels of the original image, and end at its edges. A line of which
 nothing is left is dropped. NaN and infinity fail the row.
 """
