@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Final, NamedTuple
+from typing import IO, Final, NamedTuple, Self
 
 from evmp.errors import ConfigError, Problem
 
@@ -27,7 +27,15 @@ KEY: Final = "user_resource"
 SUFFIXES: Final = (".tar.gz", ".tgz", ".zip", ".py")
 MAX_BYTES: Final = 2 << 30  # unpacked, of all files
 MAX_ENTRIES: Final = 20_000
+MAX_HEADER_BYTES: Final = 1 << 20  # of what a tar says of one member; read whole
 CHUNK_BYTES: Final = 1 << 20
+_HEADERS: Final = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _DAMAGE: Final = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -105,8 +113,19 @@ def _entries_of(path: Path) -> Iterator[_Entry]:
     raise ConfigError(Problem(message, KEY))
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose long name and attributes are no bomb."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type in _HEADERS and member.size > MAX_HEADER_BYTES:
+            raise tarfile.TarError(f"a header of {member.size} bytes")
+        return member
+
+
 def _tar(path: Path) -> Iterator[_Entry]:
-    with tarfile.open(path, "r|gz") as archive:
+    with tarfile.open(path, "r|gz", tarinfo=_Member) as archive:
         for member in archive:
             if not (member.isfile() or member.isdir()):
                 kind = "a link" if member.issym() or member.islnk() else "a device"

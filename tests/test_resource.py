@@ -76,6 +76,12 @@ def add_member(path: Path, **fields: object) -> Path:
     return path
 
 
+def write_gnu(path: Path, name: str) -> Path:
+    with tarfile.open(path, "w:gz", format=tarfile.GNU_FORMAT) as archive:
+        archive.addfile(tarfile.TarInfo(name))
+    return path
+
+
 def zip_link(path: Path) -> Path:
     with zipfile.ZipFile(path, "w") as archive:
         member = zipfile.ZipInfo("link")
@@ -129,6 +135,16 @@ UNSAFE: dict[str, tuple[Callable[[Path], Path], str, str]] = {
         "has more than 50 entries",
     ),
     "same name": (lambda it: write_tar(it, {"a": b"", "./a": b""}), "a.tgz", "holds ./a twice"),
+    "long attribute": (
+        lambda it: add_member(it, pax_headers={"comment": "x" * (2 << 20)}),
+        "a.tgz",
+        "is damaged: a header of 2097",
+    ),
+    "long name": (
+        lambda it: write_gnu(it, "x" * (2 << 20)),
+        "a.tgz",
+        "is damaged: a header of 2097",
+    ),
     "no archive": (garbage, "a.tgz", "is damaged"),
     "no zip": (garbage, "a.zip", "is damaged"),
     "nothing": (lambda it: it, "a.zip", "no such file"),
