@@ -33,10 +33,18 @@ def to_json(result: object) -> bytes:
 
 
 def _plain(value: object) -> object:
-    """Return what orjson can write for what it cannot: arrays of any type and layout."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        return value.tolist()
-    raise TypeError
+    """Return what orjson can write for what it cannot: arrays of any type and layout.
+
+    Numbers stay numpy's: only so is a float32 written as one.
+    """
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise TypeError
+    array = np.asarray(value)
+    if array.dtype.kind not in "biuf":
+        return array.tolist()
+    is_long = array.dtype.kind == "f" and array.itemsize > 8
+    numbers = np.ascontiguousarray(array, np.float64 if is_long else array.dtype)
+    return numbers if array.ndim else numbers[0]
 
 
 def _place_of_fault(value: object, path: str, reason: str, depth: int = 0) -> str:

@@ -36,6 +36,14 @@ def test_numpy_values_are_numbers_and_lists() -> None:
     )
 
 
+def test_floats_are_written_as_what_they_are_in_any_layout() -> None:
+    table = np.array([[0.1, 0.2], [0.3, np.nan]], np.float32)
+
+    assert to_json([table.T, table[:, 0]]) == b"[[[0.1,0.3],[0.2,null]],[0.1,0.3]]"
+    assert to_json([np.array(0.1, np.float32), np.asfortranarray(table)[0]]) == b"[0.1,[0.1,0.2]]"
+    assert to_json([np.longdouble(0.5), np.array([0.5], np.longdouble)]) == b"[0.5,[0.5]]"
+
+
 def test_dates_are_text() -> None:
     assert json.loads(to_json({"day": datetime.date(2024, 2, 29)})) == {"day": "2024-02-29"}
 
