@@ -25,7 +25,7 @@ import orjson
 from evmp import _native
 from evmp.download import Downloads, File
 from evmp.errors import DecodeError, DownloadError
-from evmp.image import Frame, ImageDecoder
+from evmp.image import IMAGE_SUFFIXES, Frame, ImageDecoder
 from evmp.metrics import Counter, Seat, State
 from evmp.remote import AnyRemote, is_remote
 from evmp.ring import POPULATED_BYTES, Header, Mark, Ring
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from evmp.job import Job
 
 KEEP_BYTES: Final = 1 << 20  # memory that a slot may keep after a large payload
-IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 class FetchError(Exception):

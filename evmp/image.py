@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import simplejpeg
@@ -49,6 +49,9 @@ SIMPLEJPEG_MAX_BYTES = 2**31 - 1
 STRIP_PIXELS = 1 << 20
 MAX_MESSAGE_CHARS = 100
 MAX_SIDE = 1 << 24  # of what is resized, see csrc/resize.h
+
+# Of files that users call images; what is in one, its data decides.
+IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 _MAGIC = (
     (re.compile(rb"\xff\xd8\xff"), "JPEG"),

@@ -26,8 +26,8 @@ import numpy as np
 import orjson
 import simplejpeg
 
-from evmp.decoder import IMAGE_SUFFIXES
 from evmp.errors import CustomCodeError, SinkError
+from evmp.image import IMAGE_SUFFIXES
 from evmp.result import to_json
 from evmp.sink import sync
 from evmp.value import scheme
