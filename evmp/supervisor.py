@@ -10,8 +10,8 @@ children print reaches the parent through a pipe, line by line, under the name o
 
 from __future__ import annotations
 
-import errno
 import logging
+import math
 import os
 import selectors
 import signal
@@ -21,12 +21,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Final
 
 from evmp import errors, logs
 from evmp.metrics import Counter, Seat, State
+from evmp.printout import QUOTA_BYTES, Printout
 from evmp.stage import advise, describe_exit, exit_now
 
 log = logging.getLogger(__name__)
@@ -38,7 +40,6 @@ MAX_PAUSE_SECONDS: Final = 0.5
 MAX_DEATHS: Final = 10  # of one seat, without any progress of the job in between
 LOST_HEARTBEAT_SECONDS: Final = 15.0  # a waiting process shows that it lives ten times a second
 TAIL_LINES: Final = 20  # of a child's output, kept for the report of its death
-MAX_LINE_BYTES: Final = 4096
 _DRAINED: Final = tuple(errors.Interrupted(signum).exit_code for signum in (2, 15))
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
@@ -108,6 +109,7 @@ class Supervisor:
         self._tick, self._emit = tick, emit
         self._grace_seconds = grace_seconds
         self._fatal = signals
+        self._printouts: dict[int, Printout] = {}
         self._signals: list[int] = []
         self._selector = selectors.DefaultSelector()
         self.draining: int = 0
@@ -238,7 +240,10 @@ class Supervisor:
         os.close(write_end)
         post.pid = pid
         os.set_blocking(read_end, False)
-        self._selector.register(read_end, selectors.EVENT_READ, _LineReader(self, post, read_end))
+        # What a worker's own processes print has been measured out already.
+        quota = math.inf if post.is_group else QUOTA_BYTES
+        self._printouts[read_end] = Printout(read_end, partial(self._take_line, post), quota)
+        self._selector.register(read_end, selectors.EVENT_READ, partial(self._hear, read_end))
 
     def _become_child(self, post: Post, write_end: int) -> None:
         code = errors.EvmpError.exit_code
@@ -261,8 +266,11 @@ class Supervisor:
         finally:
             exit_now(code)
 
-    def on_line(self, post: Post, line: str) -> None:
-        """Take a line that the process in `post` has printed."""
+    def _hear(self, fd: int) -> None:
+        if not self._printouts[fd].read():
+            self._forget(fd)
+
+    def _take_line(self, post: Post, line: str) -> None:
         post.tail.append(line)
         self._emit(f"{post.seat.name} {line}")
 
@@ -271,10 +279,10 @@ class Supervisor:
         for key in list(self._selector.get_map().values()):
             key.data()
 
-    def forget(self, fd: int) -> None:
+    def _forget(self, fd: int) -> None:
         """Stop listening to a pipe whose writers are all gone."""
         self._selector.unregister(fd)
-        os.close(fd)
+        self._printouts.pop(fd).close()
 
     # --- the end ------------------------------------------------------------------------------
 
@@ -292,9 +300,8 @@ class Supervisor:
             os.kill(post.pid, signal.SIGKILL)
             self._reap(post, 0)
         self._listen()
-        for key in list(self._selector.get_map().values()):
-            if isinstance(key.data, _LineReader):
-                self.forget(key.fd)
+        for fd in list(self._printouts):
+            self._forget(fd)
 
     def _reap(self, post: Post, options: int) -> bool:
         pid, _ = os.waitpid(post.pid, options)
@@ -334,32 +341,6 @@ class Supervisor:
             signal.signal(signum, handler)  # type: ignore[arg-type]
         os.close(read_end)
         os.close(write_end)
-
-
-class _LineReader:
-    """Cuts what a child prints into lines."""
-
-    def __init__(self, supervisor: Supervisor, post: Post, fd: int) -> None:
-        self._supervisor, self._post, self._fd = supervisor, post, fd
-        self._rest = b""
-
-    def __call__(self) -> None:
-        try:
-            chunk = os.read(self._fd, 1 << 16)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            chunk = b""
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        if not chunk or len(self._rest) > MAX_LINE_BYTES:
-            lines, self._rest = [*lines, self._rest], b""
-        for line in filter(None, lines):
-            text = line[:MAX_LINE_BYTES].decode("utf-8", "replace").rstrip()
-            self._supervisor.on_line(self._post, text)
-        if not chunk:
-            self._supervisor.forget(self._fd)
 
 
 def _error_of(words: dict[str, object]) -> errors.EvmpError:

@@ -36,7 +36,7 @@ LAYERS = [
     "value",
     "setting",
     "document key",
-    "errors logs machine _native",
+    "errors logs machine printout _native",
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer.split()}
 FILES = sorted((ROOT / "evmp").rglob("*.py"))

@@ -16,7 +16,8 @@ from forked import fork, wait
 from evmp import _native, supervisor
 from evmp.errors import Interrupted, ModelError, TooManyFailures, WorkerDied
 from evmp.metrics import Board, Counter, Seat, State
-from evmp.supervisor import MAX_DEATHS, MAX_LINE_BYTES, Post, Supervisor
+from evmp.printout import MAX_LINE_BYTES, QUOTA_BYTES
+from evmp.supervisor import MAX_DEATHS, Post, Supervisor
 
 
 class Office:
@@ -121,6 +122,33 @@ def test_line_without_end_is_cut() -> None:
 
     assert max(map(len, office.lines)) <= MAX_LINE_BYTES + len("decoder[0] ")
     assert office.lines[-1] == "decoder[0] last"
+
+
+def test_what_a_process_prints_is_bounded_and_told() -> None:
+    def life(seat: Seat) -> int:
+        for _ in range(3000):
+            os.write(2, b"y" * 999 + b"\n")
+        return 0
+
+    office = Office(life)
+    office.run()
+
+    shown = [line for line in office.lines if line.endswith("y")]
+    assert len(shown) == QUOTA_BYTES // 999
+    *_, says, tells = office.lines
+    assert says == "decoder[0] prints more than 1048576 bytes a minute: the rest is left out"
+    assert tells == f"decoder[0] has printed {3000 - len(shown)} more lines, which are left out"
+
+
+def test_what_moves_the_cursor_is_not_passed_on() -> None:
+    def life(seat: Seat) -> int:
+        os.write(2, b"\x1b[2J50%\rdone\ttoo\x07\n")
+        return 0
+
+    office = Office(life)
+    office.run()
+
+    assert office.lines == ["decoder[0] [2J50%done\ttoo"]
 
 
 def test_dead_process_is_settled_and_replaced() -> None:
