@@ -273,7 +273,8 @@ def test_torn_stage_files_of_a_killed_run_are_no_rows(new_job: JobFolder, whole:
     assert kill(start_and_wait(new_job)) == []
     drafts = staging(new_job.path) / "tmp"
     for file in drafts.iterdir():
-        os.truncate(file, file.stat().st_size // 2)
+        if file.stat().st_nlink == 1:  # another name would be that of something committed
+            os.truncate(file, file.stat().st_size // 2)
     (drafts / "0123.000000000080").write_bytes(b'{"id":"80","prediction_result":{"cla')
     (drafts / "merged.jsonl").write_bytes(b'{"id":"0"')
 

