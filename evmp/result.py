@@ -8,7 +8,9 @@ null; keys that are no text become text. What JSON has no form for is an error t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +18,8 @@ import orjson
 
 from evmp.errors import CustomCodeError
 
-OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_NON_STR_KEYS
+OPTIONS: Final = orjson.OPT_SERIALIZE_NUMPY
+TEXT_KEYS: Final = OPTIONS | orjson.OPT_NON_STR_KEYS
 MAX_DEPTH: Final = 100  # to which a fault is looked for
 
 
@@ -26,10 +29,25 @@ def to_json(result: object) -> bytes:
     Raises:
         CustomCodeError: JSON has no form for something in it.
     """
-    try:
+    with suppress(TypeError, ValueError, RecursionError):
         return orjson.dumps(result, default=_plain, option=OPTIONS)
+    try:
+        text = orjson.dumps(result, default=_plain, option=TEXT_KEYS)
     except (TypeError, ValueError, RecursionError) as error:
         raise CustomCodeError(_place_of_fault(result, "result", str(error))) from None
+    _check_keys(result, "result")
+    return text
+
+
+def _check_keys(value: Any, path: str) -> None:
+    """Refuse keys of one mapping that become the same text, such as 1 and "1"."""
+    if isinstance(value, dict):
+        names = [orjson.dumps({key: None}, option=TEXT_KEYS) for key in value]
+        if twice := next((key for key, n in Counter(names).items() if n > 1), None):
+            key = twice[1 : -len(b":null}")].decode()
+            raise CustomCodeError(f"{path}: two keys become {key}")
+    for place, part in _parts(value):
+        _check_keys(part, f"{path}[{place}]")
 
 
 def _plain(value: object) -> object:
@@ -51,13 +69,15 @@ def _place_of_fault(value: object, path: str, reason: str, depth: int = 0) -> st
     """Name the innermost part of a value that cannot be written."""
     for place, part in _parts(value):
         try:
-            orjson.dumps(part, default=_plain, option=OPTIONS)
+            orjson.dumps(part, default=_plain, option=TEXT_KEYS)
         except (TypeError, ValueError, RecursionError) as error:
             if depth < MAX_DEPTH:
                 return _place_of_fault(part, f"{path}[{place}]", str(error), depth + 1)
             return f"{path[:MAX_DEPTH]}...: nested too deeply"
     kind = type(value).__name__
-    known = isinstance(value, (str, int, dict, list, tuple)) and not isinstance(value, bool)
+    known = isinstance(value, (str, int, dict, list, tuple, np.ndarray)) and not isinstance(
+        value, bool
+    )
     return f"{path}: {kind}, {reason[:1].lower()}{reason[1:]}" if known else f"{path}: {kind}"
 
 

@@ -60,6 +60,8 @@ def endless() -> list[Any]:
         ({"a": [1, 2, {3}]}, 'result["a"][2]: set'),
         ({"a": {"b": (0, b"x")}}, 'result["a"]["b"][1]: bytes'),
         ({"ü": object()}, 'result["ü"]: object'),
+        ({"a": {1: 2, "1": 3}}, 'result["a"]: two keys become "1"'),
+        ([np.zeros(3, ">f4")], "result[0]: ndarray, numpy array is not native-endianness"),
         ({"n": [10**30]}, 'result["n"][0]: int, integer exceeds 64-bit range'),
         ({"t": "\ud800"}, 'result["t"]: str, str is not valid UTF-8: surrogates not allowed'),
         ({"o": np.array([1, {2}], object)}, 'result["o"][1]: set'),
