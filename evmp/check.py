@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from evmp import machine
 from evmp.child import call_in_child
+from evmp.errors import WorkerDied
 from evmp.ledger import Block, Ledger
 from evmp.metrics import Board
 from evmp.pipeline import Worker
@@ -34,7 +35,15 @@ def check_job(plan: Plan) -> str:
         EvmpError: the job could not start.
     """
     plan.target.check_writable()
-    first = call_in_child(partial(_first_batch, plan))
+    try:
+        first = call_in_child(partial(_first_batch, plan))
+    except WorkerDied as error:
+        limit = f"SIGALRM, after stall_timeout_seconds, {plan.job.stall_timeout_seconds:g}"
+        cause = str(error).replace("SIGALRM", limit)
+        raise WorkerDied(
+            f"the first batch cannot be tried: {cause}; what it has printed, and where it was, is "
+            "above"
+        ) from None
     return "\n".join([*_describe(plan), f"first row    {first}"])
 
 

@@ -483,8 +483,10 @@ def test_check_runs_the_code_once_and_writes_nothing(
     assert set(job.path.iterdir()) == before
 
 
-@pytest.mark.parametrize("do", ["hang", "crash"])
-def test_check_shows_where_code_hangs_or_crashes(job: JobFolder, do: str) -> None:
+@pytest.mark.parametrize(
+    ("do", "cause"), [("hang", "SIGALRM, after stall_timeout_seconds, 2"), ("crash", "SIGSEGV")]
+)
+def test_check_shows_where_code_hangs_or_crashes(job: JobFolder, do: str, cause: str) -> None:
     (job.path / "mine.py").write_text(TROUBLE)
     (job.path / "in.jsonl").write_text(json.dumps({"do": do}) + "\n")
     job.write(**{**CUSTOM, "output_dir": "x", "stall_timeout_seconds": 2})
@@ -494,6 +496,7 @@ def test_check_shows_where_code_hangs_or_crashes(job: JobFolder, do: str) -> Non
     assert done.returncode == 4, done.stderr
     assert f"in {do}" in done.stderr
     assert "mine.py" in done.stderr
+    assert f"the first batch cannot be tried: a helper process died: {cause}; " in done.stderr
 
 
 def test_check_refuses_files_without_a_folder(job: JobFolder) -> None:
