@@ -249,3 +249,13 @@ def test_ctrl_c_on_a_terminal_drains_and_twice_stops(
         assert terminal.end() == 128 + signal.SIGINT
         assert re.search(r"evmp: stopped by SIGINT, \d+ of 300 rows are done", terminal.shown)
     assert "resuming: " in terminal.shown
+
+
+def test_interrupt_while_the_command_starts_ends_it_quietly(tmp_path: Path) -> None:
+    (tmp_path / "click.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)\n")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+    done = subprocess.run([*COMMAND, "--version"], env=environment, capture_output=True, text=True)
+
+    assert done.returncode == -signal.SIGINT
+    assert (done.stdout, done.stderr) == ("", "")
