@@ -59,6 +59,8 @@ class Caller:
         sys.dont_write_bytecode = True
         if self._code is not None and str(self._code) not in sys.path:
             sys.path.insert(0, str(self._code))
+            for name, file in self._taken():
+                log.warning("user_resource: %s of yours is not used, %s is; rename it", name, file)
         if not any(isinstance(finder, _Aliases) for finder in sys.meta_path):
             sys.meta_path.append(_Aliases())
 
@@ -99,11 +101,20 @@ class Caller:
     def _check_origin(self, key: str, module: ModuleType) -> None:
         """Refuse a module of another place that has the name of one of the user's."""
         top = module.__name__.partition(".")[0]
-        file = getattr(sys.modules[top], "__file__", None)
-        if self._code is None or file is None or self._code in Path(file).parents:
-            return
-        if any((self._code / name).exists() for name in (top, f"{top}.py")):
-            raise ModelError(f"{key}: the name {top} is taken by {file}; rename your module")
+        for name, file in self._taken():
+            if name == top:
+                raise ModelError(f"{key}: the name {top} is taken by {file}; rename your module")
+
+    def _taken(self) -> Iterator[tuple[str, str]]:
+        """Yield the names of user modules that those of other places have, and those' files."""
+        for path in sorted(self._code.iterdir()) if self._code else ():
+            module = sys.modules.get(path.stem)
+            if module is None or not (path.suffix == ".py" or path.is_dir()):
+                continue
+            folder = next(iter(getattr(module, "__path__", ())), "one that is built in")
+            file = getattr(module, "__file__", None) or folder
+            if path.parent not in Path(file).parents:
+                yield path.stem, file
 
     def make(self, key: str, kind: type, /, *arguments: object, **keywords: object) -> Any:
         """Make an object of a user's class.

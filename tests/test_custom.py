@@ -166,11 +166,20 @@ def test_module_that_is_not_there_is_told_with_those_that_are(
         Caller(None).find("user_predictor_cls", "mind.Mine")
 
 
-def test_module_whose_name_is_taken_is_told(make: Callable[[str], Caller], tmp_path: Path) -> None:
+def test_module_whose_name_is_taken_is_told(
+    make: Callable[[str], Caller], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "numpy.py").write_text("class Mine: pass")
+    (tmp_path / "json").mkdir()
+    (tmp_path / "own").mkdir()
 
     with pytest.raises(ModelError, match=r"the name numpy is taken by .*; rename your module"):
-        make("").find("user_predictor_cls", "numpy.Mine")
+        make("import own").find("user_predictor_cls", "numpy.Mine")
+
+    assert "user_resource: json of yours is not used, " in caplog.text
+    assert "user_resource: numpy of yours is not used, " in caplog.text
+    assert make("import own; class Mine: pass".replace("; ", "\n")).find("mine", "mine.Mine")
+    assert "own of yours" not in caplog.text
 
 
 def test_exception_whose_message_raises_is_an_exception_all_the_same(
