@@ -58,7 +58,7 @@ def _first_batch(plan: Plan) -> str:
         ledger.open({})
         worker = Worker(
             0,
-            plan.job.model_copy(update={"output_dir": plan.job.output_dir and folder}),
+            plan.here.model_copy(update={"output_dir": plan.job.output_dir and folder}),
             plan.package,
             layout,
             ledger,
@@ -81,7 +81,7 @@ def _first_batch(plan: Plan) -> str:
 
 
 def _describe(plan: Plan) -> list[str]:
-    job, layout = plan.job, plan.layout
+    job, layout = plan.here, plan.layout
     device = f"CPU, {job.torch_threads} threads each"
     if uses_gpu(job):
         device = f"a GPU each, {job.predict_thread_num} batches in flight"

@@ -28,6 +28,7 @@ Examples:
   evmp --config job.yaml --check             say what would be done, and do one batch of it
   evmp --config job.yaml -Dbatch_size=32     with another value for a key
   evmp --config job.yaml --fresh             forget what was done, and start over
+  evmp --config job.yaml --worker 0/4        do a quarter of it, others being done elsewhere
   evmp --config job.yaml --retry-failed      do the failed rows of a finished job again
   evmp export torchvision:resnet18 model     make a model package; see evmp export --help
 
@@ -70,6 +71,12 @@ HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 @click.option("--check", is_flag=True, help="Validate everything, run one batch, print the plan.")
 @click.option("--fresh", is_flag=True, help="Start over, and replace a result that is there.")
 @click.option("--retry-failed", is_flag=True, help="Do the failed rows of a finished job again.")
+@click.option(
+    "--worker",
+    metavar="K/N",
+    default="",
+    help="Be worker K of 0 to N-1; without it, what Slurm or the like says, or all of them.",
+)
 @click.option("--quiet", is_flag=True, help="No progress and no summary, only what went wrong.")
 @click.version_option(__version__, prog_name="evmp", message="%(prog)s %(version)s")
 @click.pass_context
@@ -80,6 +87,7 @@ def command(
     check: bool,
     fresh: bool,
     retry_failed: bool,
+    worker: str,
     quiet: bool,
 ) -> None:
     """Predict every row of a table, or every file of a list, as the job file says.
@@ -97,16 +105,25 @@ def command(
         raise click.UsageError("--retry-failed does not go with --fresh or --check")
     from evmp.job import load_job
     from evmp.progress import Quiet, open_display
+    from evmp.rank import find_rank
     from evmp.run import Run, make_plan
 
-    plan = make_plan(load_job(config, overrides))
+    job = load_job(config, overrides)
+    rank = find_rank(job, worker)
+    if rank and (fresh or retry_failed):
+        raise click.UsageError(
+            f"--fresh and --retry-failed are for the whole job, and this is {rank}; add "
+            "--worker 0/1 to make it the only one"
+        )
+    plan = make_plan(job, rank)
     if check:
         from evmp.check import check_job
 
         Run(plan, Quiet(), fresh=fresh).finished()
         click.echo(check_job(plan))
         return
-    resume = shlex.join(["evmp", "--config", config, *(f"-D{it}" for it in overrides)])
+    settings = [*(f"-D{it}" for it in overrides), *(["--worker", worker] if worker else [])]
+    resume = shlex.join(["evmp", "--config", config, *settings])
     display = open_display(quiet=quiet)
     logs.send_to(display.emit, logging.WARNING if quiet else logging.INFO)
     run = Run(plan, display, fresh=fresh, retry=retry_failed)
@@ -228,7 +245,10 @@ def _summarise(plan: Plan, report: Report) -> None:
     for line in reasons.in_words():
         _say(f"failed: {line}")
     again = f", {report.rows} of them again" if report.kept else ""
+    done, result = "done", f"result in {shown}"
+    if not report.is_published:
+        done, result = f"{plan.rank} is done", "the last worker to finish makes the result"
     _say(
-        f"done: {report.rows + report.kept} rows{again}{failed}, {report.seconds:.1f} s, "
-        f"{rate:.1f} rows/s; result in {shown}"
+        f"{done}: {report.rows + report.kept} rows{again}{failed}, {report.seconds:.1f} s, "
+        f"{rate:.1f} rows/s; {result}"
     )

@@ -4,13 +4,15 @@ The ledger lies beside the output, in the *staging place*. Execution is at least
 of a block of rows is its record, which is created once or not at all:
 
     job.json                 the fingerprint of the job this staging place belongs to
-    lock                     flock of the run that works here; says who
+    lock                     flock of the run that works here; says who. Workers that have a command
+                             each share it, and hold one of their own: lock.<k>-of-<n>
+    lock.turn                flock of the one that begins or ends just now
     tmp/<run>.<start>        a block being written; swept when the run is over
     data/<start>.<id>        a finished block
     blocks/<start>.json      its record: the commit point
     names/<digest>           the row that has reserved the name of a file beside the output
 
-What counts, all but `lock` and `tmp`, is kept by a Storage, which says what makes it safe.
+What counts, all but locks and `tmp`, is kept by a Storage, which says what makes it safe.
 `start` is the block's first row, twelve digits. A record also says where the block stops, so that a
 run that is stopped can commit a block that it has only begun: the rest is a block of its own.
 """
@@ -27,8 +29,8 @@ import socket
 import time
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -39,8 +41,11 @@ from evmp.storage.local import LocalStorage
 
 CHUNK_BYTES: Final = 1 << 20
 MAX_DIFFERENCES: Final = 12  # of two jobs, shown
+MAX_HOLDERS: Final = 3  # of a staging place, named
 DYING_SECONDS: Final = 2.0  # the processes of a killed run hold its lock until they are dead, too
 FORMAT: Final = 1  # of the staging place; another version's is refused
+_LOCK: Final = re.compile(r"lock(\..*)?")
+_MEMBER: Final = re.compile(r"lock\.\d{5,}-of-\d{5,}")
 _DATA: Final = re.compile(r"\d{12}\.[0-9a-f]{32}")  # the name of a stage file
 
 
@@ -78,6 +83,9 @@ class Commit:
     reasons: dict[str, list[Any]]
     attempt: str = ""
 
+    def __len__(self) -> int:
+        return self.stop - self.start
+
 
 class Ledger:
     """The staging place of one output. Any process may hold one; it keeps no file open.
@@ -99,11 +107,14 @@ class Ledger:
             return {}
         return found if isinstance(found, dict) else {}
 
-    def open(self, fingerprint: dict[str, object]) -> None:
+    def open(self, fingerprint: dict[str, object], *, is_shared: bool = False) -> None:
         """Begin the job here, or go on with it. Only under lock().
 
         A job that has not committed anything makes way for another: what kept it from starting may
         be the very thing that has been corrected since.
+
+        Args:
+            is_shared: others work here, too, and the job does not make way.
 
         Raises:
             ConfigError: when another job, or another version of evmp, has begun here; says what
@@ -116,7 +127,7 @@ class Ledger:
             for part in ("tmp", "data", "blocks", "names"):
                 (self.root / part).mkdir(parents=True, exist_ok=True)
             found = self._begin(text)
-            if found and not self._storage.names("blocks"):
+            if found and not is_shared and not self._storage.names("blocks"):
                 self._storage.delete("job.json")
                 found = self._begin(text)
         except OSError as error:
@@ -150,43 +161,114 @@ class Ledger:
         return list(differences(begun, json.loads(text)))
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the staging place for one run.
+    def lock(self, member: tuple[int, int] | None = None) -> Iterator[None]:
+        """Hold the staging place for one run, or for one of several workers that share it.
+
+        Args:
+            member: which worker of how many holds it; the others may, too.
 
         Raises:
-            SinkError: when another run holds it; says who. Also when it cannot be locked.
+            SinkError: when another run holds it, or the same worker of one; says who. Also when
+                it cannot be locked.
         """
-        path = self.root / "lock"
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise SinkError(f"staging place {self.root} cannot be used: {error}") from error
-        try:
-            self._take(fd)
-            since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-            text = f"{socket.gethostname()}, process {os.getpid()}, since {since}"
+        with ExitStack() as held:
+            if member is None:
+                self._hold(held, "lock", self.holders)
+                yield
+                return
+            self._hold(held, "lock", self.holders, fcntl.LOCK_SH)
+            own = _lock_of(*member)
+            label = f"worker {member[0]} of {member[1]}, "
+            self._hold(held, own, lambda: self._holders([own]), label=label)
+            size = own.partition("-")[2]
+            others = self._holders(n for n in self._member_locks() if not n.endswith(size))
+            if others:
+                raise SinkError(
+                    f"another run works on this output, of other than {member[1]} workers: {others}"
+                )
+            yield
+
+    @contextmanager
+    def turn(self) -> Iterator[bool]:
+        """Wait until no other member begins or ends, and let none do so meanwhile.
+
+        Only under lock(). Yields whether the staging place is still there; whoever has ended may
+        have removed it.
+        """
+        with ExitStack() as held:
+            if not self.root.exists():
+                yield False
+                return
+            fd = held.enter_context(self._open_lock("lock.turn"))
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield self._is_there(fd, "lock.turn")
+
+    def holders(self) -> str:
+        """Say who holds the staging place; empty where nobody does."""
+        return self._holders(["lock"]) or self._holders(self._member_locks())
+
+    def is_shared(self, member: tuple[int, int] | None) -> bool:
+        """Return whether other members than this one hold the staging place. Only under lock()."""
+        own = _lock_of(*member) if member else "lock"
+        return bool(self._holders(name for name in self._member_locks() if name != own))
+
+    def _hold(
+        self,
+        held: ExitStack,
+        name: str,
+        holder: Callable[[], str],
+        how: int = fcntl.LOCK_EX,
+        label: str = "",
+    ) -> None:
+        fd = held.enter_context(self._open_lock(name))
+        self._take(fd, name, holder, how)
+        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        text = f"{label}{socket.gethostname()}, process {os.getpid()}, since {since}"
+        if how == fcntl.LOCK_EX:
             with suppress(OSError):  # of a full disk: the lock is held all the same
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, text.encode(), 0)
-            yield
+
+    @contextmanager
+    def _open_lock(self, name: str) -> Iterator[int]:
+        try:
+            fd = os.open(self.root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise SinkError(f"staging place {self.root} cannot be used: {error}") from error
+        try:
+            yield fd
         finally:
             os.close(fd)
 
-    def _take(self, fd: int) -> None:
+    def _take(self, fd: int, name: str, holder: Callable[[], str], how: int) -> None:
         deadline = time.monotonic() + DYING_SECONDS
         try:
-            while not _has_locked(fd):
+            while not _has_locked(fd, how):
                 if time.monotonic() > deadline:
-                    holder = os.read(fd, 1000).decode("utf-8", "replace")
-                    raise SinkError(f"another run works on this output: {holder}")
+                    raise SinkError(f"another run works on this output: {holder()}")
                 time.sleep(0.01)
         except OSError as error:
-            raise SinkError(f"{self.root / 'lock'} cannot be locked: {error.strerror}") from error
-        # Whoever has held it may have removed it, and then it keeps nobody out.
+            raise SinkError(f"{self.root / name} cannot be locked: {error.strerror}") from error
+        if not self._is_there(fd, name):
+            raise SinkError("another run has just ended here; run the same command again")
+
+    def _is_there(self, fd: int, name: str) -> bool:
+        """Whoever has held a lock may have removed it, and then it keeps nobody out."""
         with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(fd), os.stat(self.root / "lock")):
-                return
-        raise SinkError("another run has just ended here; run the same command again")
+            return os.path.samestat(os.fstat(fd), os.stat(self.root / name))
+        return False
+
+    def _member_locks(self) -> list[str]:
+        return [name for name in sorted(os.listdir(self.root)) if _MEMBER.fullmatch(name)]
+
+    def _holders(self, names: Iterable[str]) -> str:
+        """Return what those locks say that somebody holds alone."""
+        found = []
+        for name in names:
+            with suppress(FileNotFoundError), open(self.root / name, "rb") as file:
+                if not _has_locked(file.fileno(), fcntl.LOCK_SH):
+                    found.append(file.read(1000).decode("utf-8", "replace"))
+        return "; ".join([*found[:MAX_HOLDERS], *["..."] * (len(found) > MAX_HOLDERS)])
 
     def commits(self, n_rows: int | None = None) -> list[Commit]:
         """Return the records of all blocks that are done, in input order; no two share a row.
@@ -321,33 +403,38 @@ class Ledger:
                 self._storage.delete(name)
 
     def clear(self) -> None:
-        """Delete everything but the lock. Only under lock().
+        """Delete everything but the locks. Only under lock().
 
         The records go first and job.json last: whoever dies in here leaves no record without its
         rows, and none that another job could take for its own.
         """
         order = {"blocks": 0, "data": 1, "job.json": 3}
         for path in sorted(self.root.iterdir(), key=lambda path: order.get(path.name, 2)):
-            if path.name != "lock":
+            if not _LOCK.fullmatch(path.name):
                 _delete(path)
 
     def remove(self) -> None:
-        """Delete the staging place, or of it what can be deleted; the lock last."""
+        """Delete the staging place, or of it what can be deleted; the locks last."""
         with suppress(OSError):
             self.clear()
-            (self.root / "lock").unlink(missing_ok=True)
+            for name in sorted(os.listdir(self.root), reverse=True):
+                (self.root / name).unlink(missing_ok=True)
             self.root.rmdir()  # unless another run has begun here just now
 
     def _record_file(self, commit: Commit) -> Path:
         return self._storage.file(_record(commit.start))
 
 
-def _has_locked(fd: int) -> bool:
+def _has_locked(fd: int, how: int) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
+
+
+def _lock_of(worker: int, n_workers: int) -> str:
+    return f"lock.{worker:05d}-of-{n_workers:05d}"
 
 
 def _record(start: int) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from evmp.errors import SinkError
-from evmp.ledger import Commit, shard
+from evmp.ledger import Block, Commit
 from evmp.sink import open_sink
 from evmp.target import Target, delete
 
@@ -95,8 +95,11 @@ def part_path(target: Target, worker: int, n_workers: int) -> Path:
     return target.path.with_name(f"{target.path.name}.part-{worker:05d}-of-{n_workers:05d}")
 
 
-def write_part(job: Job, target: Target, worker: int, n_rows: int) -> None:
+def write_part(job: Job, target: Target, worker: int, n_workers: int, own: Block) -> None:
     """Leave a worker's part of a text result beside it: the specification's part file.
+
+    Args:
+        own: the worker's shard, whose blocks are committed.
 
     Of a table, and of a Parquet file, there are no parts. Nothing depends on them: where the disk
     has little room they are left out.
@@ -106,10 +109,9 @@ def write_part(job: Job, target: Target, worker: int, n_rows: int) -> None:
     """
     if not job.output_oss_file or target.path.suffix == ".parquet":
         return
-    own = shard(n_rows, worker, job.num_worker)
     commits = [c for c in target.ledger.commits() if own.start <= c.start < own.stop]
     draft = target.staging / "tmp" / f"part-{worker:05d}"
-    part = part_path(target, worker, job.num_worker)
+    part = part_path(target, worker, n_workers)
     try:
         if shutil.disk_usage(target.staging).free < SPARE_COPIES * sum(c.bytes for c in commits):
             log.info("%s is left out: the disk has little room", part.name)

@@ -77,6 +77,7 @@ class Report:
         seconds: from the start to the end of this run.
         reasons: see Reasons.as_dict.
         readings: the counters of every seat, at the end.
+        is_published: whether there is a result; where several share the job, the last one makes it.
     """
 
     rows: int
@@ -86,6 +87,7 @@ class Report:
     reasons: dict[str, list[Any]]
     readings: list[Reading]
     kept: int = 0
+    is_published: bool = True
 
     def stages(self) -> dict[str, dict[str, float]]:
         """Return the counters summed by role."""

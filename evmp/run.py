@@ -9,16 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from evmp import _native, publish, resource
 from evmp.child import call_in_child
-from evmp.errors import ConfigError, EvmpError, Interrupted, TooManyFailures
+from evmp.errors import ConfigError, EvmpError, Interrupted, SinkError, TooManyFailures
 from evmp.job import MENDING
 from evmp.layout import Layout, plan_layout
 from evmp.ledger import Block, Commit, cut, differences, listed, shard
@@ -27,6 +28,7 @@ from evmp.model.package import ModelPackage, check_model_type, digests_of, load_
 from evmp.pipeline import Worker
 from evmp.placement import shortages
 from evmp.progress import Display, Meter
+from evmp.rank import Rank
 from evmp.report import Reasons, Report
 from evmp.rule import CUSTOM
 from evmp.sink import open_sink
@@ -56,6 +58,7 @@ class Plan:
         package: the model's; None where the user's predictor opens it.
         block_rows: rows committed at once.
         fingerprint: what must be the same for a run to go on with the work of another.
+        rank: the worker that this command is; None where it is all of them.
     """
 
     job: Job
@@ -65,21 +68,33 @@ class Plan:
     target: Target
     block_rows: int
     fingerprint: dict[str, Any]
+    rank: Rank | None = None
+
+    @property
+    def here(self) -> Job:
+        """The job with the workers, CPUs and GPUs that it has on this machine."""
+        return self.rank.fit(self.job) if self.rank else self.job
 
     def unpack_code(self, folder: Path) -> Path | None:
         """Unpack the user's code into a new folder within `folder`, and return that, if any.
+
+        `folder` is made where it is missing.
 
         Raises:
             ConfigError: when that fails.
         """
         if not self.job.user_resource:
             return None
+        folder.mkdir(exist_ok=True)
         resource.unpack(self.job.user_resource, folder / "code")
         return folder / "code"
 
 
-def make_plan(job: Job) -> Plan:
+def make_plan(job: Job, rank: Rank | None = None) -> Plan:
     """Look at the model package, the machine and the input.
+
+    Args:
+        rank: the worker that this command is, if it is one.
 
     Raises:
         EvmpError: when the job cannot start; nothing has been written yet.
@@ -87,7 +102,7 @@ def make_plan(job: Job) -> Plan:
     package = None if job.model_type == CUSTOM else load_package(job.model_path)
     if package is not None:
         check_model_type(package, job.model_type)
-    layout = plan_layout(job, package)
+    layout = plan_layout(rank.fit(job) if rank else job, package)
     model: dict[str, Any] = {}
     code = (
         call_in_child(lambda: resource.fingerprint(job.user_resource)) if job.user_resource else {}
@@ -103,13 +118,18 @@ def make_plan(job: Job) -> Plan:
         **({"code": code} if code else {}),
     }
     fingerprint = json.loads(json.dumps(parts))
-    block_rows = choose_block_rows(job, source.n_rows)
-    return Plan(job, package, layout, source, Target.of(job), block_rows, fingerprint)
+    block_rows = choose_block_rows(job, source.n_rows, n_workers_of(job, rank))
+    return Plan(job, package, layout, source, Target.of(job), block_rows, fingerprint, rank)
 
 
-def choose_block_rows(job: Job, n_rows: int) -> int:
+def n_workers_of(job: Job, rank: Rank | None) -> int:
+    """Return how many workers a job has, on all machines."""
+    return rank.n_workers if rank else job.num_worker
+
+
+def choose_block_rows(job: Job, n_rows: int, n_workers: int) -> int:
     """Return how many rows are committed at once, so that each worker has several blocks."""
-    per_worker = -(-n_rows // (job.num_worker * BLOCKS_PER_WORKER))
+    per_worker = -(-n_rows // (n_workers * BLOCKS_PER_WORKER))
     return job.block_rows or min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, per_worker))
 
 
@@ -131,6 +151,11 @@ class Run:
         self._rows: Sequence[int] = range(plan.source.n_rows)
         """Of the input, those that this run is about; blocks and commits count them."""
         self._block_rows, self._fingerprint = plan.block_rows, plan.fingerprint
+        self._n_workers = n_workers_of(plan.job, plan.rank)
+        self._own = [plan.rank.worker] if plan.rank else list(range(self._n_workers))
+        """Of all workers, those that this command runs."""
+        self._suffix = f".{plan.rank.worker:05d}" if plan.rank else ""
+        self._member = (plan.rank.worker, plan.rank.n_workers) if plan.rank else None
         self._started = time.monotonic()
         self._workers: list[int] = []
         self._code: Path | None = None
@@ -165,6 +190,8 @@ class Run:
     def run(self) -> Report | None:
         """Do what is left to do, and publish. Returns None where nothing was left.
 
+        One worker of several does its shard; the one that finds all others' done, too, publishes.
+
         Raises:
             EvmpError: when the job ends without a result; what was committed stays.
         """
@@ -173,36 +200,63 @@ class Run:
         if self._fresh:
             self._target.check_replaceable()
         self._target.prepare()
-        with self._target.ledger.lock():
-            self._target.restore()
-            if self._fresh:
-                self._target.start_over()
-            elif self._target.settle():
-                self._clean_up()
+        with self._target.ledger.lock(self._member):
+            if not self._begin():
                 return None
-            else:
-                self._check_begun()
-                if self._is_nothing_left():
-                    self._clean_up()
-                    return None
-                if self._retry:
-                    self._choose_failed()
-            self._target.ledger.open(self._fingerprint)
-            self._target.ledger.sweep()
-            self._code = self._unpack_code()
             meter, before = self._prepare()
             self._leave_record(self._report(meter, before), "running")
             try:
                 self._supervise(meter)
-                report = self._report(meter, before)
-                self._judge(report)
-                self._publish(report)
+                return self._end(meter, before)
             except EvmpError as error:
                 report = self._report(meter, before)
                 self._leave(report, error)
                 if isinstance(error, Interrupted):
                     raise Interrupted(error.signum, self._where(report)) from None
                 raise
+
+    def _begin(self) -> bool:
+        """Make the staging place ready. Returns whether there is anything to do."""
+        ledger = self._target.ledger
+        with ledger.turn() as is_there:
+            if not is_there:
+                raise SinkError("another run has just ended here; run the same command again")
+            self._target.restore()
+            if self._fresh:
+                self._target.start_over()
+            elif self._target.settle():
+                self._clean_up()
+                return False
+            else:
+                self._check_begun()
+                if self._is_nothing_left():
+                    self._clean_up()
+                    return False
+                if self._retry:
+                    self._choose_failed()
+            is_shared = ledger.is_shared(self._member)
+            ledger.open(self._fingerprint, is_shared=is_shared)
+            if not is_shared:
+                ledger.sweep()
+            self._code = self._unpack_code()
+            return True
+
+    def _end(self, meter: Meter, before: int) -> Report:
+        """Publish, if every worker's part is done, and no other worker has."""
+        with self._target.ledger.turn() as is_there:
+            if self._member and (not is_there or self._target.finished()):
+                self._clean_up()
+                rows, failed = meter.rows()
+                report = self._report(meter, before, [])
+                return replace(report, rows=rows, failed=failed, new_rows=rows - before)
+            commits = self._target.ledger.commits()
+            if sum(len(commit) for commit in commits) < len(self._rows) and self._member:
+                report = self._report(meter, before, self._of_own(commits))
+                self._leave_record(report, "shard done")
+                return replace(report, is_published=False)
+            report = self._report(meter, before, commits)
+            self._judge(report)
+            self._publish(report)
             self._clean_up()
             return report
 
@@ -235,7 +289,7 @@ class Run:
             self._target.ledger.clear()
             self._target.ledger.open(self._fingerprint)
             self._target.replace_standing()
-        self._block_rows = choose_block_rows(job, len(self._rows))
+        self._block_rows = choose_block_rows(job, len(self._rows), self._n_workers)
         self._display.note(f"doing {len(self._rows)} failed rows again")
 
     def _check_begun(self) -> None:
@@ -258,21 +312,23 @@ class Run:
 
     def _unpack_code(self) -> Path | None:
         """Unpack the user's code to where the next run sweeps it, if this one does not."""
-        folder = self._target.staging / "tmp"
+        folder = self._target.staging / "tmp" / f"code-{uuid.uuid4().hex}"
         return call_in_child(lambda: self._plan.unpack_code(folder))
 
     # --- the work -----------------------------------------------------------------------------
 
     def _prepare(self) -> tuple[Meter, int]:
         """Return a meter over the workers that have something to do, and the rows done before."""
-        n_rows = len(self._rows)
-        commits = self._target.ledger.commits(n_rows)
+        n_rows = self._n_own_rows()
+        commits = self._of_own(self._target.ledger.commits(len(self._rows)))
         before, _ = _totals(commits)
+        if self._plan.rank:
+            self._display.note(f"{self._plan.rank}: {n_rows} of {len(self._rows)} rows")
         if before:
             self._display.note(f"resuming: {before} of {n_rows} rows are done")
-        for shortage in shortages(self._job):
+        for shortage in shortages(self._plan.here):
             log.warning("%s", shortage)
-        self._workers = [k for k in range(self._job.num_worker) if self._left(k, commits)]
+        self._workers = [k for k in self._own if self._left(k, commits)]
         done = {k: _totals(self._of_worker(k, commits)) for k in self._workers}
         elsewhere = _difference(_totals(commits), *done.values())
         board = Board(self._plan.layout.roles, len(self._workers))
@@ -282,8 +338,10 @@ class Run:
             meter.rebase(place, *done[worker])
         return meter, before
 
-    def _report(self, meter: Meter, before: int) -> Report:
-        commits = self._target.ledger.commits()
+    def _report(self, meter: Meter, before: int, commits: Sequence[Commit] | None = None) -> Report:
+        """Report of the blocks in `commits`; without them, of those of the workers run here."""
+        if commits is None:
+            commits = self._of_own(self._target.ledger.commits())
         rows, failed = _totals(commits)
         reasons = Reasons()
         reasons.merge(commit.reasons for commit in commits)
@@ -291,7 +349,7 @@ class Run:
         return Report(
             rows,
             failed,
-            rows - before,
+            _totals(self._of_own(commits))[0] - before,
             seconds,
             reasons.as_dict(),
             meter.readings(),
@@ -300,17 +358,22 @@ class Run:
 
     def _where(self, report: Report) -> str:
         failed = f", {report.failed} of them failed" if report.failed else ""
-        return f"{report.rows} of {len(self._rows)} rows are done{failed}"
+        return f"{report.rows} of {self._n_own_rows()} rows are done{failed}"
 
     def _leave(self, report: Report, error: EvmpError) -> None:
         """Leave the staging place, if anything is there, with the record of the run.
 
         A run that has committed nothing leaves nothing, but for what --fresh has been told.
         """
-        publish.remove_parts(self._target)
-        if report.rows == 0 and not self._fresh:
-            self._target.retreat()
-            return
+        with self._target.ledger.turn():
+            if self._target.ledger.is_shared(self._member):
+                is_begun = True
+            else:
+                publish.remove_parts(self._target)
+                is_begun = self._fresh or bool(self._target.ledger.commits())
+            if not is_begun:
+                self._target.retreat()
+                return
         state = "stopped" if isinstance(error, Interrupted) else "failed"
         self._leave_record(report, state, str(error))
 
@@ -319,10 +382,19 @@ class Run:
         record = report.record(self._job.describe(), self._plan.fingerprint)
         record.update(state=state, error=error)
         with suppress(OSError):
-            (self._target.staging / "run.json").write_text(json.dumps(record, indent=1) + "\n")
+            file = self._target.staging / f"run{self._suffix}.json"
+            file.write_text(json.dumps(record, indent=1) + "\n")
 
     def _shard(self, worker: int) -> Block:
-        return shard(len(self._rows), worker, self._job.num_worker)
+        return shard(len(self._rows), worker, self._n_workers)
+
+    def _n_own_rows(self) -> int:
+        return sum(len(self._shard(worker)) for worker in self._own)
+
+    def _of_own(self, commits: Sequence[Commit]) -> list[Commit]:
+        """Return those of the workers that this command runs, which follow one another."""
+        first, last = self._shard(self._own[0]), self._shard(self._own[-1])
+        return [c for c in commits if first.start <= c.start < last.stop]
 
     def _of_worker(self, worker: int, commits: Sequence[Commit]) -> list[Commit]:
         own = self._shard(worker)
@@ -382,8 +454,8 @@ class Run:
     def _post(self, worker: int, seats: Sequence[Seat], settle: Settle) -> Post:
         plan = self._plan
         process = Worker(
-            worker,
-            plan.job,
+            plan.rank.place if plan.rank else worker,
+            plan.here,
             plan.package,
             plan.layout,
             self._target.ledger,
@@ -399,7 +471,8 @@ class Run:
     def _write_part(self, worker: int) -> Callable[[], None]:
         if self._retry:
             return lambda: None  # a part is of the whole result
-        return partial(publish.write_part, self._job, self._target, worker, len(self._rows))
+        own = self._shard(worker)
+        return partial(publish.write_part, self._job, self._target, worker, self._n_workers, own)
 
     def _has_failed(self, meter: Meter) -> bool:
         """Return whether so many rows have failed that the job need not go on."""

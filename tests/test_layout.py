@@ -30,7 +30,7 @@ LAYERS = [
     "ring",
     "head sink target report",
     "fit source model image video ledger metrics custom resource sample result download",
-    "storage interface placement remote maxcompute",
+    "storage interface placement rank remote maxcompute",
     "job",
     "rule",
     "value",

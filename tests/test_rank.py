@@ -1,0 +1,133 @@
+"""Which worker a command is: what each engine says, what is said by hand, and what that gives."""
+
+from __future__ import annotations
+
+import pytest
+
+from evmp import machine
+from evmp.errors import ConfigError
+from evmp.job import Job
+from evmp.rank import Rank, find_rank
+
+
+def make_job(**keys: object) -> Job:
+    paths = {"model_path": "m", "input_table": "in.parquet", "output_table": "out.parquet"}
+    return Job.model_validate({"model_type": "classifier", "num_worker": 5, **paths, **keys})
+
+
+def array(element: int, **variables: str) -> dict[str, str]:
+    """Return what Slurm tells the script of an element of an array of four, 1 to 4."""
+    own = {"SLURM_ARRAY_TASK_ID": str(element), "SLURM_ARRAY_TASK_COUNT": "4"}
+    first = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "1", "ENVIRONMENT": "BATCH"}
+    return {**own, **first, "SLURM_PROCID": "0", "SLURM_NTASKS": "1", **variables}
+
+
+def task(number: int, n_tasks: int, **variables: str) -> dict[str, str]:
+    """Return what Slurm tells a task of a step."""
+    own = {"SLURM_PROCID": str(number), "SLURM_STEP_NUM_TASKS": str(n_tasks)}
+    return {**own, "SLURM_NTASKS": "9", "SLURM_STEP_ID": "0", "ENVIRONMENT": "BATCH", **variables}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "7"}, None),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, Rank(1, 4, engine="Slurm")),
+        (task(0, 1), None),
+        (
+            task(4, 5, SLURM_LOCALID="1", SLURM_NODEID="2", SLURM_STEP_TASKS_PER_NODE="1,2(x2)"),
+            Rank(4, 5, 1, 2, "Slurm"),
+        ),
+        (array(1), Rank(0, 4, engine="Slurm")),
+        (array(4), Rank(3, 4, engine="Slurm")),
+        (array(7, SLURM_ARRAY_TASK_STEP="2"), Rank(3, 4, engine="Slurm")),
+        # A script is told of the tasks that srun would start; it is none of them.
+        (array(2, SLURM_NTASKS="3"), Rank(1, 4, engine="Slurm")),
+        ({"ENVIRONMENT": "BATCH", "SLURM_PROCID": "0", "SLURM_NTASKS": "3"}, None),
+        (array(2, **task(2, 3, SLURM_LOCALID="2")), Rank(5, 12, 2, 1, "Slurm")),
+        ({"JOB_COMPLETION_INDEX": "3"}, Rank(3, 5, engine="Kubernetes")),
+        ({"RANK": "3"}, None),
+        (
+            {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+            Rank(3, 4, 1, 2, "torchrun"),
+        ),
+        (
+            {
+                "OMPI_COMM_WORLD_RANK": "3",
+                "OMPI_COMM_WORLD_SIZE": "4",
+                "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+                "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+                **array(2),
+            },
+            Rank(3, 4, 1, 2, "OpenMPI"),
+        ),
+    ],
+)
+def test_engine_says_which_worker_it_has_started(
+    environ: dict[str, str], expected: Rank | None
+) -> None:
+    assert find_rank(make_job(), environ=environ) == expected
+
+
+def test_hand_counts_more_than_the_engine() -> None:
+    assert find_rank(make_job(), "2/3", array(1)) == Rank(2, 3)
+    assert find_rank(make_job(), "0/1", array(1)) is None
+
+
+@pytest.mark.parametrize(
+    ("by_hand", "environ", "message"),
+    [
+        ("3/3", {}, "--worker: got worker 3 of 3, expected one of 0 to 2"),
+        ("1", {}, "--worker: got 1, expected k/n"),
+        ("1/0", {}, "--worker: got 1/0, expected k/n"),
+        ("-1/2", {}, "--worker: got -1/2, expected k/n"),
+        ("", array(9), "Slurm: got worker 8 of 4"),
+        ("", {"JOB_COMPLETION_INDEX": "5"}, "Kubernetes: got worker 5 of 5"),
+        ("", {"RANK": "x", "WORLD_SIZE": "2"}, "RANK: got 'x', expected a number"),
+        ("", {"OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE: got '', expected a number"),
+    ],
+)
+def test_what_is_no_worker_is_told(by_hand: str, environ: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        find_rank(make_job(), by_hand, environ)
+
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rank", "visible", "environ", "n_workers", "share"),
+    [
+        (Rank(1, 4), "0,1", {}, 1, 100),
+        (Rank(1, 4, engine="Slurm"), "0,1", {}, 1, 200),
+        (Rank(1, 4, 1, 2, "Slurm"), "0,1", {}, 2, 100),
+        (Rank(1, 4, 1, 2, "Slurm"), "0", {}, 2, 50),
+        (Rank(1, 4, 1, 2, "Slurm"), "0,1", {"SLURM_GPUS_PER_TASK": "2"}, 2, 200),
+        (Rank(1, 4, 1, 2, "torchrun"), None, {}, 2, 100),
+    ],
+)
+def test_gpus_are_those_that_the_engine_gave(
+    monkeypatch: pytest.MonkeyPatch,
+    rank: Rank,
+    visible: str | None,
+    environ: dict[str, str],
+    n_workers: int,
+    share: int,
+) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: (visible or "0,1").split(","))
+    given = {"CUDA_VISIBLE_DEVICES": visible} if visible else {}
+
+    here = rank.fit(make_job(), {**environ, **given})
+
+    assert (here.num_worker, here.gpuRequired) == (n_workers, share)
+    assert rank.fit(make_job(gpuRequired=0), {**environ, **given}).gpuRequired == 0
+
+
+def test_cpus_are_those_that_the_engine_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cpus", lambda: [4, 5, 6])
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+
+    assert Rank(1, 4, engine="Slurm").fit(make_job(), {}).cpuRequired == 300
+    assert Rank(1, 4).fit(make_job(), {}).cpuRequired == 1600
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
+    assert Rank(1, 4, engine="Slurm").fit(make_job(), {}).cpuRequired == 1600
