@@ -1,4 +1,4 @@
-"""Write what is generated from the declarations of keys: JSON schemas and reference tables.
+"""Write what is generated: JSON schemas and reference tables of keys, and example scripts.
 
     python docs/reference.py            bring the files up to date
     python docs/reference.py --check    name those that are not, and exit 1
@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from evmp.job import Job, job_schema
+from evmp.job import Job, job_schema, load_job
 from evmp.model.spec import (
     ModelBoxes,
     ModelFile,
@@ -27,6 +27,7 @@ from evmp.model.spec import (
     ModelText,
     package_schema,
 )
+from evmp.sbatch import Kind, script
 from evmp.setting import Trait, expected, trait_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,11 +63,23 @@ def package_table() -> str:
     return _table([row for prefix, model in parts.items() for _, row in _rows(model, prefix)])
 
 
+def batch_script(kind: Kind, *overrides: str) -> str:
+    """Return what `evmp sbatch` prints for the demo's job on four nodes."""
+    settings = ["--config", "config/demo.yaml", *(f"-D{it}" for it in overrides)]
+    job = load_job(ROOT / "config/demo.yaml", overrides)
+    return script(job, kind, 4, settings=settings)
+
+
+ON_CPUS = ("device=cpu", "cpuRequired=400")
 GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "evmp/job.schema.json": ("", lambda: _json(job_schema())),
     "evmp/model.schema.json": ("", lambda: _json(package_schema())),
     "README.md": ("parameters", job_table),
     "docs/model-package.md": ("keys", package_table),
+    "config/slurm/array-gpu.sbatch": ("", lambda: batch_script("array")),
+    "config/slurm/array-cpu.sbatch": ("", lambda: batch_script("array", *ON_CPUS)),
+    "config/slurm/tasks-cpu.sbatch": ("", lambda: batch_script("tasks", *ON_CPUS)),
+    "config/slurm/report.sbatch": ("", lambda: batch_script("report", *ON_CPUS)),
 }
 """Each file, the name of its markers (none: the whole file is ours), and what belongs there."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import traceback
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,6 +22,7 @@ from evmp.errors import ConfigError, EvmpError, Interrupted
 if TYPE_CHECKING:
     from evmp.report import Report
     from evmp.run import Plan
+    from evmp.sbatch import Kind
 
 EXAMPLES = """
 \b
@@ -31,6 +34,7 @@ Examples:
   evmp --config job.yaml --worker 0/4        do a quarter of it, others being done elsewhere
   evmp --config job.yaml --retry-failed      do the failed rows of a finished job again
   evmp export torchvision:resnet18 model     make a model package; see evmp export --help
+  evmp sbatch --config job.yaml --nodes 4    print a script for Slurm; see evmp sbatch --help
 
 \b
 Exit codes:
@@ -58,6 +62,15 @@ Examples:
   evmp export torchvision:resnet18 out/features --features layer4,fc=logits
   evmp export timm:efficientnet_lite0 out/lite0
   evmp export yolo.onnx out/yolo --type detector -Doutput.boxes.layout=box_classes
+"""
+
+SBATCH_EXAMPLES = """
+\b
+Examples:
+  evmp sbatch --config job.yaml --nodes 4                    print the script
+  evmp sbatch --config job.yaml --nodes 4 --submit           submit it, and a report behind it
+  evmp sbatch --config job.yaml --nodes 4 --submit -- --time=4:00:00 --partition=gpu
+  evmp sbatch --config job.yaml --nodes 4 --kind tasks -DcpuRequired=800
 """
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
@@ -190,6 +203,58 @@ def export(
         raise click.UsageError(str(error)) from None
 
 
+@command.command("sbatch", epilog=SBATCH_EXAMPLES, context_settings=HELP_NAMES)
+@click.option("--config", metavar="JOB.YAML", required=True, help="The job file.")
+@click.option("-D", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of it.")
+@click.option(
+    "--nodes",
+    metavar="N",
+    type=click.IntRange(1),
+    help="How many nodes, a worker on each; as many as num_worker if left out.",
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["array", "tasks", "report"]),
+    default="array",
+    show_default=True,
+    help="An array of single nodes, one job of many tasks, or what comes behind either.",
+)
+@click.option("--submit", "is_submitted", is_flag=True, help="Submit it, and a report behind it.")
+@click.argument("options", metavar="[-- OPTION OF SBATCH...]", nargs=-1, type=click.UNPROCESSED)
+def sbatch(
+    config: str,
+    overrides: tuple[str, ...],
+    nodes: int | None,
+    kind: Kind,
+    is_submitted: bool,
+    options: tuple[str, ...],
+) -> None:
+    """Print the script that runs the job on a Slurm cluster, or submit it.
+
+    CPUs and GPUs of a worker are those of the keys cpuRequired and gpuRequired.
+    """
+    from evmp.job import load_job
+    from evmp.sbatch import script, submit
+
+    job = load_job(config, overrides)
+    fill = partial(
+        script,
+        job,
+        n_nodes=nodes or job.num_worker,
+        settings=["--config", config, *(f"-D{it}" for it in overrides)],
+        options=options,
+        evmp=_own_command(),
+    )
+    if not is_submitted:
+        click.echo(fill(kind=kind), nl=False)
+        return
+    first = submit(fill(kind=kind))
+    click.echo(f"submitted {first}")
+    if kind != "report":
+        report = submit(fill(kind="report"), f"--dependency=afterany:{first}")
+        click.echo(f"submitted {report}, which reports once {first} has ended")
+
+
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run the command and exit with its code."""
     # numpy's BLAS would start threads when it is imported, and this process is about to fork.
@@ -211,6 +276,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
         _say(f"evmp {__version__} has a bug; please report what is above. Run again to resume.")
         sys.exit(EvmpError.exit_code)
     sys.exit(0)
+
+
+def _own_command() -> list[str]:
+    """Return how this command was called, without arguments."""
+    called = Path(sys.argv[0])
+    if called.name != "evmp":
+        return [sys.executable, "-m", "evmp"]
+    return ["evmp" if shutil.which("evmp") == str(called) else str(called.absolute())]
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

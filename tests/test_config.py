@@ -26,6 +26,8 @@ LATER = {
     ],
 }
 
+SCRIPTS = ["array-gpu", "array-cpu", "tasks-cpu", "report"]
+
 
 @pytest.fixture(scope="module")
 def reference() -> ModuleType:
@@ -80,7 +82,14 @@ def test_the_example_of_the_model_package_can_be_loaded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["evmp/job.schema.json", "evmp/model.schema.json", "docs/model-package.md", "README.md"]
+    "path",
+    [
+        "evmp/job.schema.json",
+        "evmp/model.schema.json",
+        "docs/model-package.md",
+        "README.md",
+        *(f"config/slurm/{name}.sbatch" for name in SCRIPTS),
+    ],
 )
 def test_a_generated_text_is_up_to_date(reference: ModuleType, path: str) -> None:
     assert set(reference.GENERATED) >= {path}

@@ -16,7 +16,7 @@ from conftest import ROOT
 LAYERS = [
     "__main__",
     "cli",
-    "check export",
+    "check export sbatch",
     "run",
     "pipeline publish progress",
     "layout",
