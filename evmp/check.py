@@ -94,7 +94,7 @@ def _describe(plan: Plan) -> list[str]:
     return [
         f"input        {job.input_table or job.input_oss_file}: {plan.source.n_rows} rows",
         *(f"model        {model}" for model in _describe_models(plan)),
-        f"output       {plan.target.path}",
+        f"output       {plan.target.uri}",
         f"blocks       {n_blocks} of up to {plan.block_rows} rows",
         f"workers      {job.num_worker}, each 1 reader, {layout.n_decoders} decoders, "
         f"{processes}{layout.n_predictors} predictors ({device}), 1 writer",

@@ -150,7 +150,7 @@ def command(
         record = run.finished() or {}
         _say(
             f"already done: {record.get('rows')} rows, {record.get('failed')} failed, in "
-            f"{plan.target.path}; {resume} --fresh does it again"
+            f"{plan.target.uri}; {resume} --fresh does it again"
         )
     else:
         _summarise(plan, report)
@@ -311,8 +311,7 @@ def _summarise(plan: Plan, report: Report) -> None:
     console.print(report.table())
     rate = report.new_rows / max(report.seconds, 1e-9)
     failed = f", {report.failed} failed" if report.failed else ""
-    path = plan.target.path
-    shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    shown = plan.target.uri.removeprefix(f"{Path.cwd()}/")
     reasons: Any = Reasons()
     reasons.merge([report.reasons])
     for line in reasons.in_words():

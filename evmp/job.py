@@ -198,6 +198,12 @@ class Job(BaseModel):
     lifecycle: Integer = _output(
         10, "how long MaxCompute keeps the table; no effect on files", unit="days", ge=1
     )
+    staging: Uri = _output(
+        "",
+        "the folder for the staging place, `<output>.evmp`, of unfinished work; beside the output "
+        "if left out",
+        own=True,
+    )
     keep_staging: Truth = _output(False, "keep the staging folder when the job is done", own=True)
 
     num_worker: Integer = _speed(

@@ -91,20 +91,41 @@ class Ledger:
     """The staging place of one output. Any process may hold one; it keeps no file open.
 
     Args:
-        root: a directory of this machine, or of a file system that machines share.
+        root: a directory for what does not count: of this machine, or of a file system that
+            machines share.
         storage: of what counts; by default the same directory.
+
+    Attributes:
+        tmp: a folder of `root` that is swept when a run begins.
     """
 
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
-        self.root = root
-        self._storage: Storage = storage or LocalStorage(root, root / "tmp")
+        self.root, self.tmp = root, root / "tmp"
+        self.storage: Storage = storage or LocalStorage(root, self.tmp)
+
+    @property
+    def uri(self) -> str:
+        """How people name the staging place."""
+        return self.storage.uri()
+
+    def exists(self) -> bool:
+        """Return whether a run has begun here, and has not removed all that it has left."""
+        return self.root.exists() or bool(self.begun())
 
     def begun(self) -> dict[str, Any]:
-        """Return the fingerprint of the job that has begun here; empty without one."""
+        """Return the fingerprint of the job that has begun here; empty without one.
+
+        Raises:
+            SinkError: when it cannot be read.
+        """
         try:
-            found = json.loads(self._storage.read("job.json"))
-        except (OSError, ValueError, RecursionError):
+            found = json.loads(self.storage.read("job.json"))
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return {}
+        except OSError as error:
+            raise SinkError(
+                f"staging place {self.uri} cannot be read: {error.strerror or error}"
+            ) from error
         return found if isinstance(found, dict) else {}
 
     def open(self, fingerprint: dict[str, object], *, is_shared: bool = False) -> None:
@@ -124,37 +145,36 @@ class Ledger:
         fingerprint = {"format": FORMAT, **fingerprint}
         text = json.dumps(fingerprint, indent=1, sort_keys=True).encode()
         try:
-            for part in ("tmp", "data", "blocks", "names"):
-                (self.root / part).mkdir(parents=True, exist_ok=True)
+            self.tmp.mkdir(parents=True, exist_ok=True)
             found = self._begin(text)
-            if found and not is_shared and not self._storage.names("blocks"):
-                self._storage.delete("job.json")
+            if found and not is_shared and not self.storage.names("blocks"):
+                self.storage.delete("job.json")
                 found = self._begin(text)
         except OSError as error:
-            raise SinkError(f"staging place {self.root} cannot be used: {error}") from error
+            raise SinkError(f"staging place {self.uri} cannot be used: {error}") from error
         if found:
             raise ConfigError(
-                f"{self.root} holds the unfinished run of another job; "
+                f"{self.uri} holds the unfinished run of another job; "
                 f"run that one again, or start over with --fresh. What differs:{listed(found)}"
             )
 
     def _begin(self, text: bytes) -> list[str]:
         """Write job.json where there is none. Returns how the one that is there differs."""
-        if self._storage.create("job.json", text) and self._storage.names("blocks"):
-            self._storage.delete("job.json")
+        if self.storage.create("job.json", text) and self.storage.names("blocks"):
+            self.storage.delete("job.json")
             raise SinkError(
-                f"staging place {self.root} has lost its job.json, which says whose rows these "
+                f"staging place {self.uri} has lost its job.json, which says whose rows these "
                 "are; start over with --fresh"
             )
         begun = self.begun()
         if not begun:
             raise SinkError(
-                f"staging place {self.root}: its job.json is damaged, which says whose rows these "
+                f"staging place {self.uri}: its job.json is damaged, which says whose rows these "
                 "are; start over with --fresh"
             )
         if begun.get("format") != FORMAT:
             raise ConfigError(
-                f"{self.root} holds the unfinished run of another version of evmp: format "
+                f"{self.uri} holds the unfinished run of another version of evmp: format "
                 f"{begun.get('format')}, expected {FORMAT}; finish it with that version, or start "
                 "over with --fresh"
             )
@@ -234,7 +254,7 @@ class Ledger:
         try:
             fd = os.open(self.root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise SinkError(f"staging place {self.root} cannot be used: {error}") from error
+            raise SinkError(f"staging place {self.uri} cannot be used: {error}") from error
         try:
             yield fd
         finally:
@@ -281,7 +301,7 @@ class Ledger:
         """
         commits: list[Commit] = []
         try:
-            for name in self._storage.names("blocks"):
+            for name in self.storage.names("blocks"):
                 commit = self._commit_of(name)
                 if commits and commit.start < commits[-1].stop:
                     raise self._damaged(
@@ -291,7 +311,7 @@ class Ledger:
                 commits.append(commit)
         except OSError as error:
             raise SinkError(
-                f"staging place {self.root} cannot be read: {error.strerror or error}; give "
+                f"staging place {self.uri} cannot be read: {error.strerror or error}; give "
                 "access, or, if it was removed, run the same command again to begin anew"
             ) from error
         if n_rows is not None and commits and commits[-1].stop > n_rows:
@@ -313,23 +333,19 @@ class Ledger:
     def _commit_of(self, name: str) -> Commit:
         """Read a record."""
         try:
-            return _parsed(name, self._storage.read(name))
+            return _parsed(name, self.storage.read(name))
         except (ValueError, TypeError, RecursionError, IsADirectoryError) as error:
             raise self._damaged(name, error) from error
 
     def _damaged(self, name: str, why: object) -> SinkError:
         return SinkError(
-            f"ledger record {self._storage.file(name)} is damaged: {why}; delete it to do its rows "
+            f"ledger record {self.storage.uri(name)} is damaged: {why}; delete it to do its rows "
             "again"
         )
 
     def stage(self, run: str, start: int) -> Path:
         """Return where the run writes the block that begins at row `start`."""
-        return self.root / "tmp" / f"{run}.{start:012d}"
-
-    def data(self, commit: Commit) -> Path:
-        """Return the stage file of a committed block."""
-        return self._storage.file(f"data/{commit.data}")
+        return self.tmp / f"{run}.{start:012d}"
 
     def commit(self, stage: Path, block: Block, failed: int, reasons: dict[str, list[Any]]) -> bool:
         """Make the block in `stage` count, durably. The first to commit a block wins.
@@ -347,39 +363,44 @@ class Ledger:
         attempt = stage.name.partition(".")[0]
         commit = Commit(block.start, block.stop, failed, data, size, crc32, reasons, attempt)
         # The stage file stays as well: whoever dies before the record leaves the rows in place.
-        self._storage.adopt(stage, f"data/{data}")
+        self.storage.adopt(stage, f"data/{data}")
         record = _record(block.start)
-        is_first = self._storage.create(record, _text(commit)) or self._commit_of(record) == commit
+        is_first = self.storage.create(record, _text(commit)) or self._commit_of(record) == commit
         if not is_first:
-            self._storage.delete(f"data/{data}")
+            self.storage.delete(f"data/{data}")
         os.unlink(stage)
         return is_first
 
-    def verify(self, commit: Commit) -> None:
-        """Compare a stage file with its record.
+    @contextmanager
+    def data(self, commit: Commit) -> Iterator[Path]:
+        """Provide the stage file of a committed block, compared with its record.
 
         Raises:
-            SinkError: when it is missing, or has changed since its commit.
+            SinkError: when it is missing, has changed since its commit, or cannot be read.
         """
+        name = f"data/{commit.data}"
+        uri, record = self.storage.uri(name), self.storage.uri(_record(commit.start))
         try:
-            with open(self.data(commit), "rb") as file:
-                found = _checksum(file.fileno())
+            with self.storage.file(name) as path:
+                with open(path, "rb") as file:
+                    found = _checksum(file.fileno())
+                if found != (commit.bytes, commit.crc32):
+                    raise SinkError(
+                        f"stage file {uri} has changed since its commit: {found[0]} bytes, crc32 "
+                        f"{found[1]:08x}, expected {commit.bytes} bytes, crc32 {commit.crc32:08x}; "
+                        f"delete {record} to do its rows again"
+                    )
+                yield path
         except FileNotFoundError:
             raise SinkError(
-                f"stage file {self.data(commit)} of rows {commit.start} to {commit.stop} is "
-                f"missing; delete {self._record_file(commit)} to do them again"
+                f"stage file {uri} of rows {commit.start} to {commit.stop} is missing; delete "
+                f"{record} to do them again"
             ) from None
-        if found != (commit.bytes, commit.crc32):
-            raise SinkError(
-                f"stage file {self.data(commit)} has changed since its commit: {found[0]} bytes, "
-                f"crc32 {found[1]:08x}, expected {commit.bytes} bytes, crc32 {commit.crc32:08x}; "
-                f"delete {self._record_file(commit)} to do its rows again"
-            )
 
     def owner_of(self, name: str) -> int | None:
         """Return the row that has reserved a name, or None."""
         try:
-            return int(self._storage.read(_reservation(name)))
+            return int(self.storage.read(_reservation(name)))
         except FileNotFoundError:
             return None
 
@@ -389,18 +410,18 @@ class Ledger:
         Raises:
             OSError: when the file system refuses.
         """
-        if self._storage.create(_reservation(name), b"%d" % row):
+        if self.storage.create(_reservation(name), b"%d" % row):
             return row
-        return int(self._storage.read(_reservation(name)))
+        return int(self.storage.read(_reservation(name)))
 
     def sweep(self) -> None:
         """Delete what runs that are over have left unfinished. Only under lock()."""
         recorded = {f"data/{commit.data}" for commit in self.commits()}
-        for path in (self.root / "tmp").iterdir():
+        for path in self.tmp.iterdir():
             _delete(path)
-        for name in self._storage.names("data"):
+        for name in self.storage.names("data"):
             if name not in recorded:
-                self._storage.delete(name)
+                self.storage.delete(name)
 
     def clear(self) -> None:
         """Delete everything but the locks. Only under lock().
@@ -408,10 +429,15 @@ class Ledger:
         The records go first and job.json last: whoever dies in here leaves no record without its
         rows, and none that another job could take for its own.
         """
-        order = {"blocks": 0, "data": 1, "job.json": 3}
-        for path in sorted(self.root.iterdir(), key=lambda path: order.get(path.name, 2)):
-            if not _LOCK.fullmatch(path.name):
+        for folder in ("blocks", "data", "names"):
+            self.storage.clear(folder)
+        for path in self.root.iterdir():
+            if path.name != "job.json" and not _LOCK.fullmatch(path.name):
                 _delete(path)
+        for name in self.storage.names(""):
+            if name != "job.json" and not _LOCK.fullmatch(name):
+                self.storage.delete(name)
+        self.storage.delete("job.json")
 
     def remove(self) -> None:
         """Delete the staging place, or of it what can be deleted; the locks last."""
@@ -420,9 +446,6 @@ class Ledger:
             for name in sorted(os.listdir(self.root), reverse=True):
                 (self.root / name).unlink(missing_ok=True)
             self.root.rmdir()  # unless another run has begun here just now
-
-    def _record_file(self, commit: Commit) -> Path:
-        return self._storage.file(_record(commit.start))
 
 
 def _has_locked(fd: int, how: int) -> bool:

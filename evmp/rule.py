@@ -27,6 +27,7 @@ LOCATIONS = (
     "output_table",
     "output_oss_file",
     "output_dir",
+    "staging",
     "user_resource",
 )
 AVAILABLE_SCHEMES = (("input_table", "odps"),)

@@ -34,7 +34,7 @@ from evmp.rule import CUSTOM
 from evmp.sink import open_sink
 from evmp.source import SourceInfo, open_source
 from evmp.supervisor import Post, Supervisor
-from evmp.target import Target
+from evmp.target import Target, open_target
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -119,7 +119,7 @@ def make_plan(job: Job, rank: Rank | None = None) -> Plan:
     }
     fingerprint = json.loads(json.dumps(parts))
     block_rows = choose_block_rows(job, source.n_rows, n_workers_of(job, rank))
-    return Plan(job, package, layout, source, Target.of(job), block_rows, fingerprint, rank)
+    return Plan(job, package, layout, source, open_target(job), block_rows, fingerprint, rank)
 
 
 def n_workers_of(job: Job, rank: Rank | None) -> int:
@@ -183,7 +183,7 @@ class Run:
             changes = [change for change in changes if not change.startswith(mending)]
         if changes:
             raise ConfigError(
-                f"output {self._target.path} holds the result of another job; name another "
+                f"output {self._target.uri} holds the result of another job; name another "
                 f"output, or replace it with --fresh. What differs:{listed(changes)}"
             )
 
@@ -195,7 +195,7 @@ class Run:
         Raises:
             EvmpError: when the job ends without a result; what was committed stays.
         """
-        if not self._target.staging.exists() and self._is_nothing_left():
+        if not self._target.is_begun() and self._is_nothing_left():
             return None
         if self._fresh:
             self._target.check_replaceable()
@@ -271,7 +271,7 @@ class Run:
         if record is None:
             self._target.finished()  # says so where something else stands there
             raise ConfigError(
-                f"there is no result in {self._target.path} whose failed rows could be done again; "
+                f"there is no result in {self._target.uri} whose failed rows could be done again; "
                 "run the job without --retry-failed first"
             )
         self._compare(record)
@@ -282,7 +282,7 @@ class Run:
         record = self._standing()
         self._fingerprint = {**self._plan.fingerprint, "retry": record["result"]}
         job, keys = self._job, self._plan.source.keys
-        self._rows = call_in_child(lambda: open_sink(job, keys).failures(self._target.path))
+        self._rows = call_in_child(lambda: self._target.failures(open_sink(job, keys)))
         if not self._target.is_to_be_replaced():
             # What says that this is a retry comes first: until the rest is there, too, the result
             # that stands here is finished.
@@ -301,18 +301,18 @@ class Run:
             return
         if "retry" in begun and not self._retry:
             raise ConfigError(
-                f"the failed rows of {self._target.path} are being done again: go on with "
+                f"the failed rows of {self._target.uri} are being done again: go on with "
                 "--retry-failed, or start over with --fresh"
             )
         if self._retry and "retry" not in begun:
             raise ConfigError(
-                f"a run with --fresh that replaces {self._target.path} is unfinished: run the job "
+                f"a run with --fresh that replaces {self._target.uri} is unfinished: run the job "
                 "without --retry-failed first"
             )
 
     def _unpack_code(self) -> Path | None:
         """Unpack the user's code to where the next run sweeps it, if this one does not."""
-        folder = self._target.staging / "tmp" / f"code-{uuid.uuid4().hex}"
+        folder = self._target.ledger.tmp / f"code-{uuid.uuid4().hex}"
         return call_in_child(lambda: self._plan.unpack_code(folder))
 
     # --- the work -----------------------------------------------------------------------------
@@ -369,7 +369,7 @@ class Run:
             if self._target.ledger.is_shared(self._member):
                 is_begun = True
             else:
-                publish.remove_parts(self._target)
+                self._target.remove_parts()
                 is_begun = self._fresh or bool(self._target.ledger.commits())
             if not is_begun:
                 self._target.retreat()
@@ -382,8 +382,8 @@ class Run:
         record = report.record(self._job.describe(), self._plan.fingerprint)
         record.update(state=state, error=error)
         with suppress(OSError):
-            file = self._target.staging / f"run{self._suffix}.json"
-            file.write_text(json.dumps(record, indent=1) + "\n")
+            text = json.dumps(record, indent=1).encode()
+            self._target.ledger.storage.write(f"run{self._suffix}.json", text)
 
     def _shard(self, worker: int) -> Block:
         return shard(len(self._rows), worker, self._n_workers)
@@ -510,7 +510,7 @@ class Run:
         return (
             f"{failed} of {rows} rows failed{so_far}, more than max_error_fraction "
             f"{self._job.max_error_fraction:g} allows; nothing is published. What was done is kept "
-            f"in {self._target.staging}: to accept it, raise max_error_fraction and run again"
+            f"in {self._target.ledger.uri}: to accept it, raise max_error_fraction and run again"
         )
 
     def _publish(self, report: Report) -> None:
@@ -521,11 +521,9 @@ class Run:
         call_in_child(partial(publish.publish, *arguments))
 
     def _clean_up(self) -> None:
-        publish.remove_parts(self._target)
+        self._target.remove_parts()
         if not self._job.keep_staging:
-            self._target.ledger.remove()
-            if self._target.staging.exists():
-                log.warning("%s cannot be removed wholly; delete it", self._target.staging)
+            self._target.clean_up()
 
 
 def _difference(all_rows: tuple[int, int], *parts: tuple[int, int]) -> tuple[int, int]:

@@ -36,7 +36,7 @@ from evmp.ledger import Block, Ledger
 from evmp.publish import publish
 from evmp.sink import Record, open_sink
 from evmp.storage.local import LocalStorage
-from evmp.target import Target
+from evmp.target.local import LocalTarget
 
 N_ROWS, BLOCK_ROWS = 96, 8
 OUTPUT = "out/result.jsonl"
@@ -390,7 +390,7 @@ def test_clock_that_jumps_changes_nothing(
 KEYS = (KeyField("image"),)
 
 
-def table_of_blocks(folder: Path, way: str) -> tuple[Job, Target, int]:
+def table_of_blocks(folder: Path, way: str) -> tuple[Job, LocalTarget, int]:
     """Commit some blocks. Returns their job, its target, and how many rows there are."""
     job = Job(
         model_path="m",
@@ -398,7 +398,7 @@ def table_of_blocks(folder: Path, way: str) -> tuple[Job, Target, int]:
         input_oss_file="l",
         **{way: str(folder / ("out.jsonl" if way == "output_oss_file" else "out"))},
     )
-    target = Target.of(job)
+    target = LocalTarget.of(job)
     target.prepare()
     target.ledger.open({})
     sink = open_sink(job, KEYS)

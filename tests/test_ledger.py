@@ -12,9 +12,11 @@ import pytest
 from forked import fork, wait
 from hypothesis import given
 from hypothesis import strategies as st
+from unpublished import staged
 
 from evmp.errors import ConfigError, SinkError
 from evmp.ledger import Block, Commit, Ledger, cut, shard
+from evmp.storage.local import LocalStorage
 
 FINGERPRINT: dict[str, object] = {"input": {"rows": 10}, "job": {"top_k": 0}}
 
@@ -48,7 +50,7 @@ def test_committed_block_is_listed_with_all_that_was_said_of_it(ledger: Ledger) 
     (found,) = ledger.commits()
     assert (found.start, found.stop, found.failed, found.bytes) == (3, 6, 1, 5)
     assert (found.reasons, found.attempt) == (reasons, "run")
-    assert ledger.data(found).read_bytes() == b"three"
+    assert staged(ledger, found) == b"three"
     assert ledger.stop_of(3) == 6
     assert ledger.stop_of(4) is None
 
@@ -66,7 +68,7 @@ def test_first_to_commit_a_block_wins(ledger: Ledger) -> None:
     assert not commit(ledger, 0, 2, b"second", run="other")
 
     (found,) = ledger.commits()
-    assert (found.stop, ledger.data(found).read_bytes()) == (4, b"first")
+    assert (found.stop, staged(ledger, found)) == (4, b"first")
     assert len(list((ledger.root / "data").iterdir())) == 1
     assert list((ledger.root / "tmp").iterdir()) == []
 
@@ -81,7 +83,7 @@ def test_only_one_of_many_processes_commits_a_block(ledger: Ledger) -> None:
 
     assert sorted(codes) == [0] * 7 + [1]
     (found,) = ledger.commits()
-    assert ledger.data(found).read_bytes() == b"%d" % codes.index(1)
+    assert staged(ledger, found) == b"%d" % codes.index(1)
 
 
 @pytest.mark.parametrize("step", ["adopt", "create", "unlink"])
@@ -101,7 +103,7 @@ def test_death_within_a_commit_leaves_the_rows(
         assert ledger.commit(file, Block(0, 4), 0, {})
 
     (found,) = ledger.commits()
-    assert ledger.data(found).read_bytes() == b"rows"
+    assert staged(ledger, found) == b"rows"
 
 
 def test_sweep_keeps_what_is_committed_and_nothing_else(ledger: Ledger) -> None:
@@ -112,27 +114,27 @@ def test_sweep_keeps_what_is_committed_and_nothing_else(ledger: Ledger) -> None:
     ledger.sweep()
 
     (found,) = ledger.commits()
-    ledger.verify(found)
-    assert list((ledger.root / "data").iterdir()) == [ledger.data(found)]
+    assert staged(ledger, found) == b"rows"
+    assert [it.name for it in (ledger.root / "data").iterdir()] == [found.data]
     assert list((ledger.root / "tmp").iterdir()) == []
 
 
 def test_changed_stage_file_is_told(ledger: Ledger) -> None:
     commit(ledger, 0, 4, b"rows")
     (found,) = ledger.commits()
-    ledger.data(found).write_bytes(b"r0ws")
+    (ledger.root / "data" / found.data).write_bytes(b"r0ws")
 
     with pytest.raises(SinkError, match=r"has changed since its commit: 4 bytes.* delete .*\.json"):
-        ledger.verify(found)
+        staged(ledger, found)
 
 
 def test_missing_stage_file_is_told(ledger: Ledger) -> None:
     commit(ledger, 0, 4)
     (found,) = ledger.commits()
-    ledger.data(found).unlink()
+    (ledger.root / "data" / found.data).unlink()
 
     with pytest.raises(SinkError, match="of rows 0 to 4 is missing; delete"):
-        ledger.verify(found)
+        staged(ledger, found)
 
 
 def test_damaged_record_is_told(ledger: Ledger) -> None:
@@ -168,11 +170,12 @@ def test_records_go_first_and_the_name_of_the_job_last(
     (ledger.root / "lock").touch()
     deleted = []
 
-    def note(path: Path) -> None:
+    def note(storage: object, name: str) -> None:
         assert (ledger.root / "lock").exists()
-        deleted.append(path.name)
+        deleted.append(name)
 
-    monkeypatch.setattr("evmp.ledger._delete", note)
+    monkeypatch.setattr(LocalStorage, "clear", note)
+    monkeypatch.setattr(LocalStorage, "delete", note)
     ledger.remove()
 
     assert (deleted[:2], deleted[-1]) == (["blocks", "data"], "job.json")

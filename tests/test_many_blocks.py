@@ -66,8 +66,8 @@ class MemoryStorage:
             raise FileNotFoundError(name)
         return self.objects[name]
 
-    def file(self, name: str) -> Path:
-        return Path("/memory") / name
+    def uri(self, name: str = "") -> str:
+        return f"memory:{name}"
 
     def names(self, folder: str) -> list[str]:
         found = sorted(name for name in self.objects if name.startswith(f"{folder}/"))
@@ -171,6 +171,8 @@ def test_block_costs_the_same_however_many_there_are(
     monkeypatch.setattr("evmp.storage.local.os", counting)
     root = tmp_path / "out.evmp"
     simulation = Simulation(root, LocalStorage(root, root / "tmp"), counting.calls)
+    for folder in ("data", "blocks"):  # which the first block in them would cost
+        (root / folder).mkdir()
 
     n_blocks = simulation.run(n_rows, MAX_BLOCK_ROWS, n_starts=4)
 

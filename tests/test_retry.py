@@ -20,7 +20,7 @@ from evmp.job import load_job
 from evmp.key import KeyField
 from evmp.sink import Record, open_sink
 from evmp.source import Kind, Row, read_rows
-from evmp.target import Target
+from evmp.target.local import LocalTarget
 
 N_ROWS = 60
 MISSING = (3, 4, 5, 31, 59)
@@ -242,7 +242,7 @@ def test_retry_leaves_an_unfinished_fresh_run_alone(
 def test_retry_that_dies_while_it_looks_leaves_a_finished_job(job: JobFolder, photos: Path) -> None:
     write(job)
     assert job.run().returncode == 0
-    target = Target(job.path / "out.jsonl")
+    target = LocalTarget(job.path / "out.jsonl")
     target.prepare()  # as far as a retry gets before it has found the failed rows
 
     done = job.run()
@@ -252,7 +252,7 @@ def test_retry_that_dies_while_it_looks_leaves_a_finished_job(job: JobFolder, ph
 
 
 def test_table_that_a_dead_publish_took_away_comes_back(tmp_path: Path) -> None:
-    target = Target(tmp_path / "table", is_table=True)
+    target = LocalTarget(tmp_path / "table", is_table=True)
     target.path.mkdir()
     pq.write_table(pa.table({"a": [1]}), target.path / "part-00000.parquet")
     target.prepare()
@@ -267,7 +267,7 @@ def test_table_that_a_dead_publish_took_away_comes_back(tmp_path: Path) -> None:
 
 
 def test_nothing_is_put_in_the_place_of_what_stands_there(tmp_path: Path) -> None:
-    target = Target(tmp_path / "out.jsonl")
+    target = LocalTarget(tmp_path / "out.jsonl")
     target.path.write_text("old")
     target.prepare()
     target.start_over()

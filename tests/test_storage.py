@@ -15,9 +15,9 @@ from evmp.storage.local import LocalStorage
 
 @pytest.fixture(params=["local"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """An empty storage with a folder `it`."""
+    """An empty storage."""
     assert request.param == "local"
-    (tmp_path / "root" / "it").mkdir(parents=True)
+    (tmp_path / "root").mkdir()
     (tmp_path / "drafts").mkdir()
     return LocalStorage(tmp_path / "root", tmp_path / "drafts")
 
@@ -35,7 +35,8 @@ def test_object_is_created_once(storage: Storage) -> None:
     assert not storage.create("it/one", b"second")
 
     assert storage.read("it/one") == b"first"
-    assert storage.file("it/one").read_bytes() == b"first"
+    with storage.file("it/one") as file:
+        assert file.read_bytes() == b"first"
 
 
 def test_one_of_many_creates_an_object(storage: Storage) -> None:
@@ -55,7 +56,8 @@ def test_adopted_file_is_an_object_and_stays(storage: Storage, file: Path) -> No
     storage.adopt(file, "it/adopted")
     file.unlink()
 
-    assert storage.file("it/adopted").read_bytes() == data
+    with storage.file("it/adopted") as copy:
+        assert copy.read_bytes() == data
 
 
 def test_names_are_sorted_and_of_one_folder(storage: Storage, file: Path) -> None:
@@ -64,6 +66,83 @@ def test_names_are_sorted_and_of_one_folder(storage: Storage, file: Path) -> Non
     storage.create("other", b"")
 
     assert storage.names("it") == ["it/a", "it/b"]
+    assert storage.names("it", "b") == ["it/b"]
+    assert storage.names("", "o") == ["other"]
+    assert storage.names("none") == []
+
+
+def test_written_object_takes_the_place_of_another(storage: Storage) -> None:
+    storage.create("it/one", b"first")
+    before = storage.stat("it/one")
+
+    storage.write("it/one", b"second")
+    storage.write("it/two", b"new")
+
+    assert (storage.read("it/one"), storage.read("it/two")) == (b"second", b"new")
+    assert storage.stat("it/one").etag != before.etag
+
+
+def test_status_tells_size_and_age_by_the_storage_s_own_clock(storage: Storage) -> None:
+    before = storage.now()
+    storage.create("it/one", b"12345")
+    after = storage.now()
+
+    status = storage.stat("it/one")
+
+    assert status.size == 5
+    assert before <= status.modified <= after
+    assert status == storage.stat("it/one")
+    with pytest.raises(FileNotFoundError):
+        storage.stat("it/none")
+
+
+def test_stream_yields_a_part_or_all(storage: Storage, file: Path) -> None:
+    data = file.read_bytes()
+    storage.adopt(file, "it/one")
+
+    assert b"".join(storage.stream("it/one")) == data
+    assert b"".join(storage.stream("it/one", 10, 2_000_000)) == data[10:2_000_000]
+    assert b"".join(storage.stream("it/one", len(data) - 5)) == data[-5:]
+    assert b"".join(storage.stream("it/one", len(data), len(data) + 1)) == b""
+    assert b"".join(storage.stream("it/one", 7, 7)) == b""
+    with pytest.raises(FileNotFoundError):
+        next(storage.stream("it/none"))
+
+
+def test_copy_joins_objects_and_replaces(storage: Storage, file: Path) -> None:
+    storage.adopt(file, "it/big")
+    storage.create("it/small", b"small")
+    storage.write("joined", b"old")
+
+    storage.copy(storage, ["it/small", "it/big", "it/small"], "joined")
+    storage.copy(storage, [], "it/empty")
+
+    assert b"".join(storage.stream("joined")) == b"small" + file.read_bytes() + b"small"
+    assert storage.read("it/empty") == b""
+
+
+def test_copy_takes_objects_of_another_storage(storage: Storage, tmp_path: Path) -> None:
+    other = LocalStorage(tmp_path / "other", tmp_path / "drafts")
+    other.create("one", b"from elsewhere")
+
+    storage.copy(other, ["one"], "it/copy")
+
+    assert storage.read("it/copy") == b"from elsewhere"
+    with pytest.raises(FileNotFoundError):
+        storage.copy(other, ["one", "none"], "it/half")
+    assert storage.names("it") == ["it/copy"]
+
+
+def test_clear_deletes_a_folder_with_all_in_it(storage: Storage) -> None:
+    for name in ("it/a", "it/deep/er/b", "items", "other/c"):
+        storage.create(name, b"")
+
+    storage.clear("it")
+    storage.clear("none")
+
+    assert storage.names("it") == storage.names("it/deep/er") == []
+    assert storage.names("", "it") == ["items"]
+    assert storage.names("other") == ["other/c"]
 
 
 def test_deleted_object_is_gone_and_may_be_made_again(storage: Storage) -> None:

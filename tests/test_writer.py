@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from unpublished import staged
 
 from evmp import writer
 from evmp.job import Job
@@ -52,7 +53,7 @@ def make_writer(ledger: Ledger, ring: Ring, blocks: Sequence[Block]) -> Writer:
 
 
 def written(ledger: Ledger) -> dict[tuple[int, int], list[bytes]]:
-    return {(c.start, c.stop): ledger.data(c).read_bytes().splitlines() for c in ledger.commits()}
+    return {(c.start, c.stop): staged(ledger, c).splitlines() for c in ledger.commits()}
 
 
 def line(row: int) -> bytes:

@@ -17,14 +17,14 @@ import pyarrow as pa
 from evmp.job import Job
 from evmp.key import table_field
 from evmp.layout import plan_layout
-from evmp.ledger import Block, Ledger
+from evmp.ledger import Block, Commit, Ledger
 from evmp.progress import Quiet
-from evmp.publish import publish, remove_parts
+from evmp.publish import publish
 from evmp.run import Plan, Run
 from evmp.sink import Record, open_sink
 from evmp.source import SourceInfo
 from evmp.stage import error_result
-from evmp.target import Target
+from evmp.target.local import LocalTarget
 
 KEYS = (table_field("id", pa.string()),)
 N_ROWS = 40
@@ -67,9 +67,9 @@ class Place:
         return Job(**{**SETTINGS, key: str(self.folder / name)})
 
     @property
-    def target(self) -> Target:
+    def target(self) -> LocalTarget:
         """A new one each time, as each run has its own."""
-        return Target.of(self.job)
+        return LocalTarget.of(self.job)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -130,8 +130,8 @@ class Place:
             if not target.settle() and not target.finished():
                 target.ledger.sweep()
                 self.publish()()
-        remove_parts(target)
-        target.ledger.remove()
+        target.remove_parts()
+        target.clean_up()
 
     def run(self) -> Callable[[], object]:
         """Return what runs the job, which finds every row committed."""
@@ -178,6 +178,12 @@ def stage_block(
     with open(file, "ab", buffering=0) as stage:
         open_sink(job, KEYS).append(cast(Any, stage), records)
     assert ledger.commit(file, block, sum(it.failed for it in records), {})
+
+
+def staged(ledger: Ledger, commit: Commit) -> bytes:
+    """Return a committed stage file, which is compared with its record."""
+    with ledger.data(commit) as file:
+        return file.read_bytes()
 
 
 def record_of(row: int, *, is_failed: bool) -> Record:

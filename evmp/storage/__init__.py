@@ -1,18 +1,42 @@
 """Where a ledger keeps what counts: named objects that appear whole, once, or not at all.
 
-An object's name has parts joined by `/`. Nothing of an object can be seen before all of it is
-there, and what a call that has returned has made outlasts a loss of power. Members: `local`, a
-directory of a disk or of a file system that machines share.
+An object's name has parts joined by `/`; a folder is what names begin with, and needs not be made.
+Nothing of an object can be seen before all of it is there, and what a call that has returned has
+made outlasts a loss of power. Members: `local`, a directory of a disk or of a file system that
+machines share.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+
+
+class Status(NamedTuple):
+    """What a storage tells of an object."""
+
+    size: int
+    """In bytes."""
+    modified: float
+    """When it was made, in seconds since 1970, by the storage's own clock."""
+    etag: str
+    """Another one for other bytes."""
 
 
 class Storage(Protocol):
-    """Named objects. Any process may hold one; it keeps no file open."""
+    """Named objects. Any process may hold one; it keeps no file and no connection across a fork.
+
+    Every method raises OSError when the storage refuses or cannot be reached; it has then tried
+    what there was to be tried. Those that look at one object raise FileNotFoundError without it.
+    """
+
+    def uri(self, name: str = "") -> str:
+        """Return how people name an object, or the storage itself."""
 
     def create(self, name: str, data: bytes) -> bool:
         """Make an object of `data`, unless there is one of that name. Returns whether it did.
@@ -24,30 +48,60 @@ class Storage(Protocol):
             OSError: when it cannot be made; there may be one all the same.
         """
 
+    def write(self, name: str, data: bytes) -> None:
+        """Make an object of `data`, in the place of one that may be there."""
+
     def adopt(self, file: Path, name: str) -> None:
         """Make an object of a file that nobody writes any more; the file stays.
 
         Args:
             file: on this machine; where there is a choice, in a folder that belongs to the storage.
             name: which no object has.
+        """
 
-        Raises:
-            OSError: when it cannot be made.
+    def copy(self, source: Storage, names: Sequence[str], name: str) -> None:
+        """Make an object of objects of `source`, one behind the other, in the place of another.
+
+        Where both storages are one server's, the bytes stay there.
         """
 
     def read(self, name: str) -> bytes:
-        """Return a small object.
+        """Return a small object."""
 
-        Raises:
-            FileNotFoundError: when there is none of that name.
-            OSError: when it cannot be read.
+    def stream(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Yield the bytes [start, stop) of an object, as far as it has them, in pieces."""
+
+    def file(self, name: str) -> AbstractContextManager[Path]:
+        """Provide a file of this machine with the object's bytes, to be read only."""
+
+    def stat(self, name: str) -> Status:
+        """Return what is known of an object without reading it."""
+
+    def names(self, folder: str, start: str = "") -> list[str]:
+        """Return the names of the objects in a folder, which has no folders, sorted, whole.
+
+        Args:
+            start: what their own names, behind `folder/`, begin with.
         """
-
-    def file(self, name: str) -> Path:
-        """Return a file of this machine with the object's bytes, to be read only."""
-
-    def names(self, folder: str) -> list[str]:
-        """Return the names of the objects whose name begins with `folder/`, sorted, whole."""
 
     def delete(self, name: str) -> None:
         """Delete an object that may not be there."""
+
+    def clear(self, folder: str) -> None:
+        """Delete the objects whose name begins with `folder/`."""
+
+    def now(self) -> float:
+        """Return the time by the clock that `Status.modified` is of, in seconds since 1970."""
+
+
+def open_storage(uri: str, job: Job) -> Storage:
+    """Return the storage below a directory.
+
+    Args:
+        uri: of the directory, which need not be there.
+        job: says how to reach it.
+    """
+    from evmp.storage.local import LocalStorage
+
+    root = Path(uri)
+    return LocalStorage(root, root / "tmp")

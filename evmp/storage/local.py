@@ -7,21 +7,32 @@ that exists: link(2) is atomic on local file systems and on NFS, where renaming 
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
+
+from evmp.storage import Status, Storage
+
+CHUNK_BYTES: Final = 1 << 20
 
 
 class LocalStorage:
     """The files below a directory; see Storage.
 
     Args:
-        root: where objects are; their folders exist.
-        drafts: a folder of the same file system for objects that are being written.
+        root: where objects are.
+        drafts: a folder of the same file system for objects that are being written; it exists.
     """
 
     def __init__(self, root: Path, drafts: Path) -> None:
         self._root, self._drafts = root, drafts
+
+    def uri(self, name: str = "") -> str:
+        """Return the path; see Storage."""
+        return str(self._root / name)
 
     def create(self, name: str, data: bytes) -> bool:
         """Write a draft and link it; see Storage.
@@ -29,50 +40,111 @@ class LocalStorage:
         On a network file system the answer of link(2) can be lost: two links on our own draft mean
         that it was made.
         """
-        draft = self._drafts / uuid.uuid4().hex
-        try:
-            _write(draft, data)
+        with self._draft([data]) as draft:
             try:
-                os.link(draft, self._root / name)
+                self._place(os.link, draft, name)
             except FileExistsError:
                 if os.stat(draft).st_nlink != 2:
                     return False
-            _sync((self._root / name).parent)
+                _sync((self._root / name).parent)
             return True
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(draft)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a draft and rename it; see Storage."""
+        self._replace(name, [data])
 
     def adopt(self, file: Path, name: str) -> None:
         """Sync a file, and give it a second name; see Storage."""
         _sync(file)
-        os.link(file, self._root / name)
-        _sync((self._root / name).parent)
+        self._place(os.link, file, name)
+
+    def copy(self, source: Storage, names: Sequence[str], name: str) -> None:
+        """Write a draft and rename it; see Storage."""
+        self._replace(name, (chunk for it in names for chunk in source.stream(it)))
 
     def read(self, name: str) -> bytes:
         """Read the file; see Storage."""
         return (self._root / name).read_bytes()
 
-    def file(self, name: str) -> Path:
-        """Return the object itself; see Storage."""
-        return self._root / name
+    def stream(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Read the file piece by piece; see Storage."""
+        with open(self._root / name, "rb", buffering=0) as file:
+            file.seek(start)
+            while stop is None or start < stop:
+                n_bytes = CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - start)
+                if not (chunk := file.read(n_bytes)):
+                    return
+                yield chunk
+                start += len(chunk)
 
-    def names(self, folder: str) -> list[str]:
+    @contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """Provide the object itself; see Storage."""
+        yield self._root / name
+
+    def stat(self, name: str) -> Status:
+        """Look at the file; see Storage."""
+        it = os.stat(self._root / name)
+        return Status(it.st_size, it.st_mtime, f"{it.st_ino:x}-{it.st_mtime_ns:x}-{it.st_size:x}")
+
+    def names(self, folder: str, start: str = "") -> list[str]:
         """List a directory; see Storage."""
-        return sorted(f"{folder}/{name}" for name in os.listdir(self._root / folder))
+        try:
+            found = os.listdir(self._root / folder)
+        except FileNotFoundError:
+            if not self._root.exists():
+                raise
+            return []
+        return sorted(str(Path(folder, name)) for name in found if name.startswith(start))
 
     def delete(self, name: str) -> None:
         """Unlink the file; see Storage."""
         with suppress(FileNotFoundError):
             os.unlink(self._root / name)
 
+    def clear(self, folder: str) -> None:
+        """Delete the directory; see Storage."""
+        with suppress(FileNotFoundError):
+            shutil.rmtree(self._root / folder)
 
-def _write(path: Path, data: bytes) -> None:
+    def now(self) -> float:
+        """Ask the file system, whose clock may be another machine's; see Storage."""
+        with self._draft([]) as draft:
+            return os.stat(draft).st_mtime
+
+    @contextmanager
+    def _draft(self, chunks: Iterable[bytes]) -> Iterator[Path]:
+        """Provide a synced file of a name of its own, which goes unless it is renamed."""
+        draft = self._drafts / uuid.uuid4().hex
+        try:
+            _write(draft, chunks)
+            yield draft
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(draft)
+
+    def _replace(self, name: str, chunks: Iterable[bytes]) -> None:
+        with self._draft(chunks) as draft:
+            self._place(os.replace, draft, name)
+
+    def _place(self, how: Callable[[Path, Path], object], file: Path, name: str) -> None:
+        """Give a file a name in a folder that may not be there yet, durably."""
+        path = self._root / name
+        try:
+            how(file, path)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            how(file, path)
+        _sync(path.parent)
+
+
+def _write(path: Path, chunks: Iterable[bytes]) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
+        for chunk in chunks:
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
         os.fsync(fd)
     finally:
         os.close(fd)

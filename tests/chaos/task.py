@@ -17,7 +17,7 @@ from jobfolder import JobFolder
 from PIL import Image
 
 from evmp.child import call_in_child
-from evmp.target import Target
+from evmp.target.local import LocalTarget
 
 SIZES: Final = ((48, 64), (96, 72), (160, 120), (300, 200))  # (width, height) of the images
 BAD_EVERY: Final = 53  # rows: one is bad
@@ -84,7 +84,7 @@ class Task:
         write_tiny_model(self._model, network=network)
         write_table(self._table, list(_images(self.n_rows)))
 
-    def write(self, folder: Path, shape: Shape) -> Target:
+    def write(self, folder: Path, shape: Shape) -> LocalTarget:
         """Write job.yaml to `folder`. Returns where its result goes."""
         key, name = OUTPUTS[shape.form]
         usual: dict[str, Any] = {"output_oss_file": None, key: name}
@@ -99,7 +99,7 @@ class Task:
             stall_timeout_seconds=STALL_SECONDS,
             **usual,
         )
-        return Target(folder / name, is_table=key == "output_table")
+        return LocalTarget(folder / name, is_table=key == "output_table")
 
     def undisturbed(self, form: str) -> Whole:
         """Return what comes of the job if nobody disturbs it."""
@@ -118,13 +118,13 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT)}
 
 
-def whole_of(folder: Path, target: Target) -> Whole:
+def whole_of(folder: Path, target: LocalTarget) -> Whole:
     """Return what has come of a job that is done."""
     record = json.loads(target.record.read_bytes())
     return Whole(files_of(folder, target), record["failed"])
 
 
-def files_of(folder: Path, target: Target) -> dict[str, bytes]:
+def files_of(folder: Path, target: LocalTarget) -> dict[str, bytes]:
     """Return the files of the result by their names, none where it is not there."""
     path = target.path
     paths = [it for it in path.rglob("*") if it.is_file()] if path.is_dir() else [path]

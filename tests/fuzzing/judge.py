@@ -48,14 +48,15 @@ def judge(ledger: Ledger, n_rows: int, verdict: Verdict, result: Callable[[int],
 
 def _lines(ledger: Ledger, verdict: Verdict) -> Iterator[bytes]:
     for commit in ledger.commits():
-        _check(lambda commit=commit: ledger.verify(commit), verdict)
-        n_lines = 0
-        with open(ledger.data(commit), "rb") as file:
-            for line in file:
-                n_lines += 1
-                yield line
-        if n_lines != commit.stop - commit.start:
-            verdict.error = verdict.error or f"{commit} holds {n_lines} rows"
+        lines: list[bytes] = []
+        try:
+            with ledger.data(commit) as file:
+                lines = file.read_bytes().splitlines(keepends=True)
+        except EvmpError as error:
+            verdict.error = verdict.error or str(error)
+        yield from lines
+        if len(lines) != commit.stop - commit.start:
+            verdict.error = verdict.error or f"{commit} holds {len(lines)} rows"
 
 
 def _check(check: object, verdict: Verdict) -> None:

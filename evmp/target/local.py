@@ -1,66 +1,78 @@
-"""Where the result goes, and what stands there already.
+"""A result as a file of this machine, or as a table: a Parquet file or a directory of them.
 
     out/result.jsonl             the result; it appears in one step, whole
     out/result.jsonl.evmp/       the staging place, while the job is unfinished
     out/result.jsonl.evmp.json   the record of the run that made the result
 
 For a partition, `out/table/pt=1`, the two others stand beside the table, not within it, where every
-reader of the table would see them: `out/table.pt=1.evmp`.
+reader of the table would see them: `out/table.pt=1.evmp`. The ledger may lie elsewhere, by the key
+`staging`; what a publish needs next to the result stays there.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 import uuid
+from array import array
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from evmp import _native
 from evmp.errors import ConfigError, SinkError
-from evmp.ledger import Ledger
+from evmp.ledger import Commit, Ledger
+from evmp.storage.local import LocalStorage
+from evmp.target import open_ledger
+from evmp.target.part import remove_parts, write_part
 from evmp.value import scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job
+    from evmp.publish import Merge
+    from evmp.sink import Sink
+
+log = logging.getLogger(__name__)
+
+SPARE_COPIES: Final = 8  # of a part must fit on the disk for it to be written
 
 
-class Target:
-    """The place of a job's result.
+class LocalTarget:
+    """A file or a directory; see Target.
 
     Args:
         path: of the result, a file or, for a table, a directory or a file.
         is_table: whether `name=value` parts of the path are partitions.
+        ledger: by default in the staging place beside the result.
     """
 
-    def __init__(self, path: Path, *, is_table: bool = False) -> None:
+    def __init__(self, path: Path, *, is_table: bool = False, ledger: Ledger | None = None) -> None:
         self.path, self._is_table = path, is_table
-        root, parts = path, list[str]()
-        while is_table and "=" in root.name:
-            parts.insert(0, root.name)
-            root = root.parent
-        stem = ".".join([root.name, *parts])
-        self.staging = root.with_name(f"{stem}.evmp")
-        self.record = root.with_name(f"{stem}.evmp.json")
-        self.ledger = Ledger(self.staging)
+        self.staging = _beside(path, "evmp", is_table=is_table)
+        self.record = _beside(path, "evmp.json", is_table=is_table)
+        self.ledger = ledger or Ledger(self.staging)
+        self._folder = LocalStorage(path.parent, self.staging / "tmp")
+        self._is_apart = self.ledger.root != self.staging
         self._made: list[Path] = []
 
     @classmethod
-    def of(cls, job: Job) -> Target:
+    def of(cls, job: Job) -> LocalTarget:
         """Return the place that a job names.
 
         Raises:
             ConfigError: when it is, holds, or lies within what the job reads.
         """
-        key = "output_table" if job.output_table else "output_oss_file"
-        target = cls(Path(getattr(job, key)).absolute(), is_table=bool(job.output_table))
+        is_table = bool(job.output_table)
+        key = "output_table" if is_table else "output_oss_file"
+        path = Path(getattr(job, key)).absolute()
         for other in ("input_table", "input_oss_file", "model_path"):
             read = getattr(job, other)
-            if read and not scheme(read) and _overlap(target.path, Path(read), other):
-                raise ConfigError(f"{key}: {target.path} is not apart from {other}; name another")
+            if read and not scheme(read) and _overlap(path, Path(read), other):
+                raise ConfigError(f"{key}: {path} is not apart from {other}; name another")
         for table in filter(None, (job.input_table, job.output_table)):
             files, root = Path(job.output_dir).resolve(), Path(table).resolve()
             if job.output_dir and (files == root or root in files.parents):
@@ -68,14 +80,20 @@ class Target:
                     f"output_dir: {job.output_dir} lies within the table {table}, which holds "
                     "nothing but its own files; name another"
                 )
-        return target
+        ledger = open_ledger(job, str(_beside(path, "evmp", is_table=is_table)))
+        return cls(path, is_table=is_table, ledger=ledger)
+
+    @property
+    def uri(self) -> str:
+        """The path; see Target."""
+        return str(self.path)
+
+    def is_begun(self) -> bool:
+        """Look for the staging places; see Target."""
+        return self.staging.exists() or self.ledger.exists()
 
     def finished(self) -> dict[str, Any] | None:
-        """Return the record of the run that made what stands here, or None.
-
-        Raises:
-            SinkError: when something stands here that no run of evmp has made.
-        """
+        """Compare what stands here with its record; see Target."""
         if not os.path.lexists(self.path) or self._is_empty_table():
             return None
         if self.is_to_be_replaced() or self._draft():
@@ -88,10 +106,7 @@ class Target:
         )
 
     def standing(self) -> dict[str, Any] | None:
-        """Return the record of the result that stands here, be it to be replaced or not, or None.
-
-        It names the result in `result`: another one, or one that was changed, differs in that.
-        """
+        """Return the record if it is that of what stands here; see Target."""
         return self._record_in(self.record)
 
     def check_replaceable(self) -> None:
@@ -111,11 +126,7 @@ class Target:
             )
 
     def check_writable(self) -> None:
-        """Look whether the result could be written, and write nothing.
-
-        Raises:
-            SinkError: when it could not.
-        """
+        """Look at the folder, or at where it would be made; see Target."""
         if self.path.is_dir() and not self._is_table:
             raise SinkError(f"output {self.path} is a directory, expected the name of a file")
         place = next(p for p in self.path.parents if p.exists())
@@ -130,16 +141,14 @@ class Target:
         raise SinkError(f"output {self.path} cannot be written: {reason}: {place}")
 
     def prepare(self) -> None:
-        """Make sure that the result can be written, before hours of work.
-
-        Raises:
-            SinkError: when it cannot.
-        """
+        """Make the folders, and write a file; see Target."""
         self.check_writable()
-        self._made = [p for p in (*self.path.parents, self.staging) if not p.exists()]
+        places = (*self.path.parents, self.ledger.root, self.staging)
+        self._made = [p for p in places if not p.exists()]
         probe = self.staging / f"probe-{uuid.uuid4().hex}"
         try:
-            self.staging.mkdir(parents=True, exist_ok=True)
+            (self.staging / "tmp").mkdir(parents=True, exist_ok=True)
+            self.ledger.tmp.mkdir(parents=True, exist_ok=True)
             self.path.parent.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"x")
         except OSError as error:
@@ -151,23 +160,18 @@ class Target:
                 probe.unlink()
 
     def start_over(self) -> None:
-        """Forget unfinished work. A result that stands here stays until the new one replaces it.
-
-        Raises:
-            SinkError: when the staging place cannot be cleared.
-        """
+        """Clear the staging place; see Target."""
         try:
+            if self._is_apart:
+                delete(self.staging)
+                (self.staging / "tmp").mkdir(parents=True)
             self.ledger.clear()
         except OSError as error:
-            raise SinkError(f"staging place {self.staging} cannot be cleared: {error}") from error
+            raise SinkError(f"output {self.path} cannot be begun anew: {error}") from error
         self.replace_standing()
 
     def replace_standing(self) -> None:
-        """Let the new result replace what stands here now, and nothing else.
-
-        Raises:
-            SinkError: when that cannot be noted.
-        """
+        """Note what stands here; see Target."""
         standing = self._identity()
         if standing is None:
             return
@@ -177,13 +181,28 @@ class Target:
             raise SinkError(f"staging place {self.staging} cannot be used: {error}") from error
 
     def retreat(self) -> None:
-        """Undo what prepare and start_over have made, after a start that has led to nothing."""
-        self.ledger.remove()
+        """Remove the folders as well; see Target."""
+        self._remove()
         for directory in self._made:
             with suppress(OSError):
                 directory.rmdir()
 
-    def publish(self, merged: Path, record: dict[str, Any]) -> None:
+    def failures(self, sink: Sink) -> array[int]:
+        """Read the result; see Target."""
+        return sink.failures(self.path)
+
+    def publish(self, merge: Merge, record: dict[str, Any]) -> None:
+        """Merge beside the result, and rename; see Target."""
+        # Of its own name: two that publish at once must not write into one file.
+        merged = self.staging / "tmp" / f"merged-{uuid.uuid4().hex}{self.path.suffix}"
+        try:
+            merge.write(merged, self.path)
+            self.put(merged, record)
+        finally:
+            with suppress(OSError):
+                delete(merged)
+
+    def put(self, merged: Path, record: dict[str, Any]) -> None:
         """Make `merged` the result, in one step, and leave the record beside it.
 
         Args:
@@ -218,13 +237,7 @@ class Target:
         self.settle()
 
     def restore(self) -> None:
-        """Put a result back that a publish has taken away, and then died before its own was there.
-
-        That is where a file system cannot exchange the two in one step.
-
-        Raises:
-            SinkError: when it cannot be put back.
-        """
+        """Do so where a file system cannot exchange the two in one step; see Target."""
         replaced = _read_json(self.staging / "replaces.json")
         if os.path.lexists(self.path) or replaced is None:
             return
@@ -238,14 +251,33 @@ class Target:
                         "put it there and run the same command again"
                     ) from error
 
+    def write_part(self, worker: int, n_workers: int, commits: Sequence[Commit]) -> None:
+        """Copy committed blocks where the disk has room for it; see Target."""
+        n_bytes = sum(commit.bytes for commit in commits)
+        free = os.statvfs(self.path.parent)
+        if free.f_bavail * free.f_frsize < SPARE_COPIES * n_bytes:
+            log.info("part %d of %s is left out: the disk has little room", worker, self.path)
+            return
+        write_part(self._folder, self.path.name, (worker, n_workers), self.ledger, commits)
+
+    def remove_parts(self) -> None:
+        """Unlink them; see Target."""
+        remove_parts(self._folder, self.path.name)
+
+    def clean_up(self) -> None:
+        """Delete both staging places; see Target."""
+        self._remove()
+        if self.is_begun():
+            log.warning("%s cannot be removed wholly; delete it", self.ledger.uri)
+
+    def _remove(self) -> None:
+        if self._is_apart:
+            with suppress(OSError):
+                delete(self.staging)
+        self.ledger.remove()
+
     def settle(self) -> bool:
-        """Finish a publish that died after the result was put in place.
-
-        Returns: whether the result that stands there is that of this staging place.
-
-        Raises:
-            SinkError: when its record cannot be put beside it.
-        """
+        """Put the record in place whose result stands here; see Target."""
         draft = self._draft()
         if draft is None:
             return False
@@ -297,7 +329,7 @@ class Target:
         return self._is_table and self.path.is_dir() and not any(self.path.iterdir())
 
     def is_to_be_replaced(self) -> bool:
-        """Return whether what stands here is the result that start_over has seen."""
+        """Compare what stands here with what was noted; see Target."""
         standing = self._identity()
         return standing is not None and standing == _read_json(self.staging / "replaces.json")
 
@@ -313,6 +345,15 @@ class Target:
             return _identity_of(self.path)
         except OSError:
             return None
+
+
+def _beside(path: Path, suffix: str, *, is_table: bool) -> Path:
+    """Return the neighbour of a result; of a partition, that beside its table."""
+    parts = list[str]()
+    while is_table and "=" in path.name:
+        parts.insert(0, path.name)
+        path = path.parent
+    return path.with_name(".".join([path.name, *parts, suffix]))
 
 
 def _overlap(output: Path, read: Path, key: str) -> bool:
