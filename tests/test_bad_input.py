@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import write_tiny_model
+from conftest import tiny_network, write_tiny_model
 from jobfolder import JobFolder
 
 MS_RDONLY, MS_REMOUNT, MNT_DETACH = 1, 32, 2  # <sys/mount.h>
@@ -234,8 +234,10 @@ def test_model_whose_labels_do_not_fit(table_job: JobFolder) -> None:
     assert table_job.run().returncode == 0
 
 
-def test_device_that_is_not_there(table_job: JobFolder) -> None:
-    table_job.write(device="cuda")
+def test_device_that_is_not_there(
+    table_job: JobFolder, make_tiny_model: Callable[..., Path]
+) -> None:
+    table_job.write(device="cuda", model_path=str(make_tiny_model(network=tiny_network())))
 
     done = table_job.run(env={"CUDA_VISIBLE_DEVICES": ""})
 

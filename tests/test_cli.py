@@ -107,7 +107,7 @@ def test_check_prints_the_plan_and_writes_nothing(table_job: JobFolder) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     plan = {line.split()[0]: line.partition(" ")[2].strip() for line in done.stdout.splitlines()}
     assert plan["input"] == "in.parquet: 40 rows"
-    assert "model.pt: classifier, 32 x 32, stretch, bilinear" in plan["model"]
+    assert "model.onnx: classifier, 32 x 32, stretch, bilinear" in plan["model"]
     assert plan["output"] == str(table_job.path / "out.jsonl")
     assert plan["blocks"] == "6 of up to 7 rows"
     assert plan["workers"].startswith("2, each 1 reader, 2 decoders, 1 predictors (CPU")
@@ -150,11 +150,11 @@ def long_job(
     job: JobFolder,
     make_table: Callable[..., Path],
     photo_file: Callable[..., bytes],
-    trouble_model: Callable[..., Path],
+    make_tiny_model: Callable[..., Path],
 ) -> JobFolder:
     """A job of some seconds."""
     make_table(job.path / "in.parquet", [photo_file("coffee", size=(60, 40))] * 300)
-    job.write(model_path=str(trouble_model("Slow", steps=1000)), block_rows=20)
+    job.write(model_path=str(make_tiny_model(steps=1000)), block_rows=20)
     return job
 
 

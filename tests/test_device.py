@@ -15,7 +15,7 @@ import numpy as np
 import orjson
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, tiny_network
 from jobfolder import JobFolder
 from latedevice import Late
 from PIL import Image
@@ -34,6 +34,12 @@ from evmp.ring import Ring
 from evmp.run import make_plan
 
 GPU = pytest.param(Gpu, marks=pytest.mark.needs_cuda)
+
+
+@pytest.fixture
+def tiny_model(make_tiny_model: Callable[..., Path]) -> Path:
+    """The folder of the tiny model in TorchScript."""
+    return make_tiny_model(network=tiny_network())
 
 
 @pytest.fixture(params=[Cpu, GPU], ids=["Cpu", "Gpu"])
@@ -244,6 +250,7 @@ def test_stages_with_batches_in_flight_give_the_results_of_those_without(
         images.append(b"no image" if side == 20 else file.getvalue())
     make_table(job.path / "in.parquet", images)
     file = job.write(
+        model_path=str(tiny_model),
         predict_thread_num=3,
         batch_size=4,
         input_table=str(job.path / "in.parquet"),

@@ -176,12 +176,12 @@ def test_killed_retry_goes_on(
     job: JobFolder,
     photos: Path,
     photo_file: Callable[..., bytes],
-    trouble_model: Callable[..., Path],
+    make_tiny_model: Callable[..., Path],
 ) -> None:
     shutil.rmtree(photos)
     photos.mkdir()
     restore(photos, photo_file, 0, 1)
-    write(job, model_path=str(trouble_model("Slow", steps=300)), max_error_fraction=1, block_rows=4)
+    write(job, model_path=str(make_tiny_model(steps=300)), max_error_fraction=1, block_rows=4)
     assert job.run().returncode == 0
     restore(photos, photo_file, *range(N_ROWS))
 
@@ -221,9 +221,9 @@ def test_blocks_that_do_not_fit_amend_nothing(job: JobFolder, name: str, rows: l
 
 
 def test_retry_leaves_an_unfinished_fresh_run_alone(
-    job: JobFolder, photos: Path, trouble_model: Callable[..., Path]
+    job: JobFolder, photos: Path, make_tiny_model: Callable[..., Path]
 ) -> None:
-    write(job, model_path=str(trouble_model("Slow", steps=300)), block_rows=4)
+    write(job, model_path=str(make_tiny_model(steps=300)), block_rows=4)
     assert job.run().returncode == 0
     process = job.start("--fresh")
     blocks = job.path / "out.jsonl.evmp" / "blocks"

@@ -162,9 +162,9 @@ def test_signal_to_one_worker_costs_nothing(slow_job: JobFolder, whole: Path) ->
 
 
 def test_killed_processes_are_replaced(
-    slow_job: JobFolder, whole: Path, trouble_model: Callable[..., Path]
+    slow_job: JobFolder, whole: Path, make_tiny_model: Callable[..., Path]
 ) -> None:
-    rewrite(slow_job, model_path=str(trouble_model("Slow", steps=2000)))
+    rewrite(slow_job, model_path=str(make_tiny_model(steps=2000)))
     process = start_and_wait(slow_job)
     for name in ("reader", "decoder", "writer", "predict", "zygote"):
         (victim, *_) = find(process, name)

@@ -44,21 +44,6 @@ class Endless(torch.nn.Module):
         return self.network(x)
 
 
-class Slow(torch.nn.Module):
-    """Takes some 10 ms for a batch with 1,000 steps."""
-
-    def __init__(self, network: torch.nn.Module, steps: int) -> None:
-        super().__init__()
-        self.network = network
-        self.steps = steps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.ones(64, 64)
-        for _ in range(self.steps):
-            y = torch.sin(y)
-        return self.network(x) + 0 * y.mean()
-
-
 class Stillborn(torch.nn.Module):
     """Dies of SIGFPE for every batch, the first one included."""
 
