@@ -35,7 +35,8 @@ sys.path.insert(0, str(PEERS))
 from task import Task  # noqa: E402
 
 if TYPE_CHECKING:
-    from evmp.ledger import Block, Commit, Ledger
+    from evmp.grid import Block
+    from evmp.ledger import Commit, Ledger
     from evmp.writer import Writer
 
 SIZES, ROUNDS = (2000, 20000), 7
@@ -186,7 +187,8 @@ def spread(values: Sequence[float]) -> str:
 
 def commits(n_commits: int) -> list[dict[str, Any]]:
     """Commit blocks of some sizes, in turns; return a row for each size."""
-    from evmp.ledger import Block, Ledger
+    from evmp.grid import Block
+    from evmp.ledger import Ledger
 
     sizes = (SMALL_ROWS, DEFAULT_ROWS, 4096)
     times: dict[int, list[tuple[float, float]]] = {rows: [] for rows in sizes}

@@ -58,8 +58,8 @@ def stages() -> list[dict[str, Any]]:
     """Open each stage in a fork of a process that has what a worker has."""
     import evmp_job
 
+    from evmp.grid import Block
     from evmp.job import load_job
-    from evmp.ledger import Block
     from evmp.metrics import Board
     from evmp.pipeline import Worker
     from evmp.run import make_plan

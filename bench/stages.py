@@ -43,8 +43,8 @@ def measure(work: str, n_rows: int, folder: str) -> dict[str, float]:
     import evmp_job
     from task import Task
 
+    from evmp.grid import Block
     from evmp.job import load_job
-    from evmp.ledger import Block
     from evmp.metrics import Board
     from evmp.pipeline import Worker
     from evmp.run import make_plan

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 from evmp import machine
 from evmp.child import call_in_child
 from evmp.errors import WorkerDied
-from evmp.ledger import Block, Ledger
+from evmp.grid import Block
+from evmp.ledger import Ledger
 from evmp.metrics import Board
 from evmp.pipeline import Worker
 from evmp.placement import uses_gpu

@@ -3,6 +3,7 @@
 The ledger lies beside the output, in the *staging place*. Execution is at least once; what counts
 of a block of rows is its record, which is created once or not at all:
 
+    grid.json                how the rows are cut into blocks, since the job began
     job.json                 the fingerprint of the job this staging place belongs to
     lock                     flock of the run that works here; says who. Workers that have a command
                              each share it, and hold one of their own: lock.<k>-of-<n>
@@ -36,6 +37,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from evmp.errors import ConfigError, SinkError
+from evmp.grid import Block, Grid
 from evmp.storage import Storage
 from evmp.storage.local import LocalStorage
 
@@ -47,17 +49,6 @@ FORMAT: Final = 1  # of the staging place; another version's is refused
 _LOCK: Final = re.compile(r"lock(\..*)?")
 _MEMBER: Final = re.compile(r"lock\.\d{5,}-of-\d{5,}")
 _DATA: Final = re.compile(r"\d{12}\.[0-9a-f]{32}")  # the name of a stage file
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """The rows [start, stop) of the input."""
-
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +140,7 @@ class Ledger:
             found = self._begin(text)
             if found and not is_shared and not self.storage.names("blocks"):
                 self.storage.delete("job.json")
+                self.storage.delete("grid.json")
                 found = self._begin(text)
         except OSError as error:
             raise SinkError(f"staging place {self.uri} cannot be used: {error}") from error
@@ -157,6 +149,26 @@ class Ledger:
                 f"{self.uri} holds the unfinished run of another job; "
                 f"run that one again, or start over with --fresh. What differs:{listed(found)}"
             )
+
+    def grid(self, wanted: Grid) -> Grid:
+        """Return the grid of the job that has begun here: the first that was wanted.
+
+        Raises:
+            SinkError: when it cannot be told.
+        """
+        text = json.dumps(asdict(wanted)).encode()
+        try:
+            if self.storage.create("grid.json", text):
+                return wanted
+            grid = Grid(**json.loads(self.storage.read("grid.json")))
+            if grid.n_rows == wanted.n_rows and min(grid.n_shards, grid.block_rows) > 0:
+                return grid
+            why = f"it is of {grid.n_rows} rows, expected {wanted.n_rows}"
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            why = str(error)
+        raise SinkError(
+            f"staging place {self.uri}: its grid.json is damaged: {why}; start over with --fresh"
+        )
 
     def _begin(self, text: bytes) -> list[str]:
         """Write job.json where there is none. Returns how the one that is there differs."""
@@ -501,30 +513,6 @@ def _parsed(name: str, text: bytes) -> Commit:
     if check != _check(commit):
         raise ValueError("its checksum does not fit")
     return commit
-
-
-def cut(n_rows: int, commits: Iterable[Commit], shard: Block, block_rows: int) -> list[Block]:
-    """Return the blocks of `shard` that are still to do, in order.
-
-    Blocks begin at the start of the shard and at every `block_rows` from there, and where a
-    committed block stops.
-    """
-    todo: list[Block] = []
-    at = shard.start
-    for done in [*sorted(commits, key=lambda c: c.start), None]:
-        stop = min(shard.stop, n_rows) if done is None else min(done.start, shard.stop)
-        while at < stop:
-            boundary = shard.start + ((at - shard.start) // block_rows + 1) * block_rows
-            todo.append(Block(at, min(boundary, stop)))
-            at = todo[-1].stop
-        if done is not None:
-            at = max(at, done.stop)
-    return todo
-
-
-def shard(n_rows: int, worker: int, n_workers: int) -> Block:
-    """Return the contiguous rows of worker `worker` of 0 to n_workers - 1; sizes differ by one."""
-    return Block(n_rows * worker // n_workers, n_rows * (worker + 1) // n_workers)
 
 
 def _checksum(fd: int) -> tuple[int, int]:

@@ -21,13 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from evmp import _native, logs
+from evmp.agenda import Agenda
 from evmp.custom import Caller
 from evmp.decoder import Decoder
 from evmp.engine import Engine, FrameEngine
 from evmp.errors import ConfigError, EvmpError, Interrupted
 from evmp.fit import Fit
+from evmp.grid import Block
 from evmp.layout import Layout, uses_samples
-from evmp.ledger import Block, Ledger
+from evmp.ledger import Ledger
 from evmp.metrics import Counter, Leave, Seat, State
 from evmp.outputdir import OutputFiles
 from evmp.placement import cpus_of, gpus_of
@@ -126,7 +128,7 @@ class Worker:
         One runs after the other, so that each ring must have room for all rows.
         """
         self._make_rings()
-        make, last = self._stages(blocks), (-1, "")
+        make, last = self._stages(Agenda.of(blocks)), (-1, "")
         for number, seat in enumerate(self._seats):
             here = self._hop_of(number), seat.role
             if seat.role in make and here != last:
@@ -156,7 +158,7 @@ class Worker:
     def _supervise(self) -> None:
         self._make_rings()
         Supervisor(
-            self._posts(self._todo()),
+            self._posts(Agenda.of(self._todo())),
             stall_seconds=self._job.stall_timeout_seconds,
             progress=self._progress,
             drain=self._drain,
@@ -168,8 +170,8 @@ class Worker:
 
     # --- the stages ---------------------------------------------------------------------------
 
-    def _posts(self, blocks: list[Block]) -> list[Post]:
-        make = self._stages(blocks)
+    def _posts(self, agenda: Agenda) -> list[Post]:
+        make = self._stages(agenda)
         make["zygote"] = lambda number: Zygote(
             self._package,
             self._posts_of("predictor", make),
@@ -186,14 +188,14 @@ class Worker:
     def _numbers(self, role: str) -> list[int]:
         return [number for number, seat in enumerate(self._seats) if seat.role == role]
 
-    def _stages(self, blocks: list[Block]) -> dict[str, Callable[[int], Stage]]:
+    def _stages(self, agenda: Agenda) -> dict[str, Callable[[int], Stage]]:
         """Return what makes the stage of a role, given its seat's number."""
         run = uuid.uuid4().hex
         return {
             "reader": lambda number: Reader(
                 self._job,
                 self._source,
-                blocks,
+                agenda,
                 self._rows,
                 self._rings,
                 self._seats[number],
@@ -225,7 +227,7 @@ class Worker:
                 self._job,
                 self._source.keys,
                 self._ledger,
-                blocks,
+                agenda,
                 self._rows,
                 run,
                 self._rings[-1],

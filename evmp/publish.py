@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evmp.errors import SinkError
-from evmp.ledger import Block, Commit, Ledger
+from evmp.grid import Block
+from evmp.ledger import Commit, Ledger
 from evmp.sink import Sink, open_sink
 from evmp.target import Target
 

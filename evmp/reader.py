@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from evmp.agenda import Agenda
 from evmp.errors import SourceError
-from evmp.ledger import Block
+from evmp.grid import Block
 from evmp.metrics import Counter, Seat, State
 from evmp.ring import POPULATED_BYTES, Header, Mark, Ring
 from evmp.source import Kind, Row, Source, SourceInfo, open_source, read_rows
@@ -26,16 +27,17 @@ if TYPE_CHECKING:
     from evmp.job import Job
 
 WAKE_ROWS: Final = 8  # room that a waiting reader waits for
+AGENDA_SECONDS: Final = 0.02  # between two looks at an agenda that has no more blocks now
 FLUSH_NS: Final = 1_000_000_000  # of waiting for the source; the next row then begins a batch
 
 
 class Reader:
-    """Publishes the rows of `blocks`.
+    """Publishes the rows of an agenda's blocks.
 
     Args:
         job: says what the source is.
         planned: what the source was when the job was planned.
-        blocks: what to read, in order.
+        agenda: the blocks to read.
         rows: the rows of the input that blocks count.
         rings: of the worker, in the order of the flow; the first gets the rows.
         seat: where to count.
@@ -46,14 +48,14 @@ class Reader:
         self,
         job: Job,
         planned: SourceInfo,
-        blocks: Sequence[Block],
+        agenda: Agenda,
         rows: Sequence[int],
         rings: Sequence[Ring],
         seat: Seat,
         is_draining: Callable[[], bool],
     ) -> None:
         self._job, self._planned = job, planned
-        self._blocks, self._rows, self._seat = blocks, rows, seat
+        self._agenda, self._rows, self._seat = agenda, rows, seat
         self._rings, self._payload, self._results = rings, rings[0], rings[-1]
         # Where every ring begins a batch: there, and only there, may the rows end.
         self._stride = math.lcm(*(ring.n_rows for ring in rings))
@@ -68,25 +70,43 @@ class Reader:
 
     def run(self) -> None:
         """Publish every row, fill the last batch up, and close the rings."""
-        n, position = self._resume()
-        if self._payload.end is None:
-            for block in self._blocks:
-                if block.stop > position:
-                    n, drained = self._read(n, Block(max(block.start, position), block.stop))
-                    if drained:
-                        break
+        n, number, position = self._resume()
+        while self._payload.end is None:
+            # Asked in this order, since blocks may come in between.
+            is_closed = self._agenda.is_closed
+            if number < self._agenda.n_given:
+                n, is_cut_short = self._read(n, number, position)
+                number, position = number + 1, 0
+            elif is_closed:
+                break
+            else:
+                n = self._fill_up(n)  # what waits for nothing but its neighbours goes on
+                self._seat.enter(State.WAITING)
+                time.sleep(AGENDA_SECONDS)
+                is_cut_short = self._is_draining()
+            if is_cut_short:
+                break
         self._finish(n)
 
-    def _resume(self) -> tuple[int, int]:
-        """Return the first unpublished n, and which of `rows` belongs there."""
+    def _resume(self) -> tuple[int, int, int]:
+        """Return the first unpublished n, which block is at hand, and how much of it is read."""
         n = self._payload.cursor
         while self._payload.is_done(n):
             n += 1
-        if n == 0:
-            return 0, self._blocks[0].start if self._blocks else 0
-        return n, self._payload.header(n - 1).next
+        number = self._agenda.resume(n)
+        if number < 0:
+            return n, 0, 0
+        following, block = self._payload.header(n - 1).next, self._agenda[number]
+        if following >= block.stop:
+            return n, number + 1, 0
+        return n, number, following - block.start
 
-    def _read(self, n: int, block: Block) -> tuple[int, bool]:
+    def _read(self, n: int, number: int, n_read: int) -> tuple[int, bool]:
+        """Publish the rows of a block, but for the first few. Returns the next n, and whether the
+        worker drains instead.
+        """
+        whole = self._agenda[number]
+        block = Block(whole.start + n_read, whole.stop)
         at = block.start
         slow = 0  # nanoseconds in which the open batch has waited for the source
         started = time.monotonic_ns()
@@ -102,6 +122,8 @@ class Reader:
                 return n, True
             started = time.monotonic_ns()
             self._seat.add(Counter.WAIT_OUT_NS, started - read)
+            if at == whole.start:
+                self._agenda.begin(number, n)
             at += 1
             self._publish(n, row, at)
             n += 1

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 from evmp import _native, publish, resource
 from evmp.child import call_in_child
 from evmp.errors import ConfigError, EvmpError, Interrupted, SinkError, TooManyFailures
+from evmp.grid import Block, Grid
 from evmp.job import MENDING
 from evmp.layout import Layout, plan_layout
-from evmp.ledger import Block, Commit, cut, differences, listed, shard
+from evmp.ledger import Commit, differences, listed
 from evmp.metrics import Board, Counter, Leave, Seat
 from evmp.model.package import ModelPackage, check_model_type, digests_of, load_package
 from evmp.pipeline import Worker
@@ -160,6 +161,7 @@ class Run:
         self._workers: list[int] = []
         self._code: Path | None = None
         self._is_hopeless = False
+        self._grid: Grid
 
     def finished(self) -> dict[str, Any] | None:
         """Return the record of the run that has done this job already, or None.
@@ -238,6 +240,8 @@ class Run:
             ledger.open(self._fingerprint, is_shared=is_shared)
             if not is_shared:
                 ledger.sweep()
+            wanted = Grid(len(self._rows), self._n_workers, self._block_rows)
+            self._grid = ledger.grid(wanted)
             self._code = self._unpack_code()
             return True
 
@@ -252,6 +256,8 @@ class Run:
             commits = self._target.ledger.commits()
             if sum(len(commit) for commit in commits) < len(self._rows) and self._member:
                 report = self._report(meter, before, self._of_own(commits))
+                if self._is_hopeless:
+                    self._judge(report)
                 self._leave_record(report, "shard done")
                 return replace(report, is_published=False)
             report = self._report(meter, before, commits)
@@ -386,7 +392,7 @@ class Run:
             self._target.ledger.storage.write(f"run{self._suffix}.json", text)
 
     def _shard(self, worker: int) -> Block:
-        return shard(len(self._rows), worker, self._n_workers)
+        return self._grid.shard(worker, self._n_workers)
 
     def _n_own_rows(self) -> int:
         return sum(len(self._shard(worker)) for worker in self._own)
@@ -402,7 +408,7 @@ class Run:
 
     def _left(self, worker: int, commits: Sequence[Commit]) -> list[Block]:
         """Return the blocks of a worker's shard that are not committed."""
-        return cut(len(self._rows), commits, self._shard(worker), self._block_rows)
+        return self._grid.cut(commits, self._shard(worker))
 
     def _todo(self, worker: int) -> list[Block]:
         return self._left(worker, self._target.ledger.commits())

@@ -12,8 +12,10 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
+from evmp.agenda import Agenda
 from evmp.errors import SinkError
-from evmp.ledger import Block, Ledger
+from evmp.grid import Block
+from evmp.ledger import Ledger
 from evmp.metrics import Counter, Seat, State
 from evmp.report import Reasons
 from evmp.ring import Mark, Ring
@@ -36,7 +38,7 @@ class Writer:
     Args:
         job, keys: what the output looks like, and the input's key columns.
         ledger: where blocks are staged and committed.
-        blocks: of this worker, in the order in which the reader publishes them.
+        agenda: the blocks of this worker.
         rows: the rows of the input that blocks count.
         run: names the stage files of this worker's run; a replacement gets the same.
         results: the last ring.
@@ -48,7 +50,7 @@ class Writer:
         job: Job,
         keys: tuple[KeyField, ...],
         ledger: Ledger,
-        blocks: Sequence[Block],
+        agenda: Agenda,
         rows: Sequence[int],
         run: str,
         results: Ring,
@@ -57,9 +59,11 @@ class Writer:
     ) -> None:
         self._job, self._keys = job, keys
         self._ledger, self._run = ledger, run
-        self._results, self._seat, self._number = results, seat, number
-        self._blocks, self._rows = iter(blocks), rows
-        self._planned = Block(0, 0)
+        self._results, self._seat, self._seat_number = results, seat, number
+        self._agenda, self._rows = agenda, rows
+        self._planned = agenda.n_done
+        """The number of the block that rows are of."""
+        self._n_finished = agenda.n_done
         self._sink: Sink
         self._block: _OpenBlock | None = None
 
@@ -70,9 +74,10 @@ class Writer:
 
     def run(self) -> None:
         """Write until the result ring has drained, and commit what has begun."""
-        for seq in claims(self._results, self._seat, self._number, ordered=True):
+        for seq in claims(self._results, self._seat, self._seat_number, ordered=True):
             self._deliver(self._placed(seq))
-            self._results.release(seq, self._number, KEEP_BYTES)
+            self._results.release(seq, self._seat_number, KEEP_BYTES)
+            self._agenda.finish(self._n_finished)
         if self._block is not None:
             self._commit(self._block)
 
@@ -83,39 +88,44 @@ class Writer:
                 keys = pickle.loads(self._results.note(n))
                 failed = header.mark == Mark.ERROR
                 record = Record(header.row, keys, bytes(self._results.data(n)), failed)
-                yield _Placed(bisect_left(self._rows, header.row), record)
+                planned = self._agenda.block_of(n, self._planned)
+                yield _Placed(planned, bisect_left(self._rows, header.row), record)
 
     def _deliver(self, placed: Iterable[_Placed]) -> None:
         """Append records to the stage files of their blocks, one write for each file."""
         pending: list[_Placed] = []
         for it in placed:
-            if self._block is None or it.place >= self._block.stop:
+            if self._block is None or it.planned != self._planned:
                 self._append(pending)
                 pending = []
-                self._open_block(it.place)
+                self._open_block(it.planned)
             pending.append(it)
         self._append(pending)
 
     def _append(self, placed: list[_Placed]) -> None:
-        if self._block is None:
+        if self._block is None or not placed:
             return
         written = self._block.append(self._sink, placed)
         self._seat.add(Counter.ROWS, len(written))
         self._seat.add(Counter.FAILED, sum(record.failed for record in written))
         self._seat.add(Counter.BYTES, sum(len(record.result) for record in written))
+        is_last = placed[-1].place + 1 == self._block.stop
         if self._block.is_full:
             self._commit(self._block)
+        if is_last:
+            self._n_finished = self._planned + 1
 
-    def _open_block(self, place: int) -> None:
-        """Open the block of a place: of the planned one, what is not committed yet."""
+    def _open_block(self, number: int) -> None:
+        """Open a planned block: of its rows, those that are not committed yet."""
         if self._block is not None:
             self._commit(self._block)
-        while place >= self._planned.stop:
-            self._planned = next(self._blocks)
-        start = self._planned.start
-        while (stop := self._ledger.stop_of(start)) is not None:
+        self._planned = number
+        planned = self._agenda[number]
+        start = planned.start
+        while start < planned.stop and (stop := self._ledger.stop_of(start)) is not None:
             start = stop
-        left = Block(min(start, self._planned.stop), self._planned.stop)
+            self._agenda.settle(number, stop)
+        left = Block(min(start, planned.stop), planned.stop)
         stage = self._ledger.stage(self._run, start)
         self._block = _OpenBlock(left, self._rows, stage, self._sink)
 
@@ -125,7 +135,8 @@ class Writer:
             self._seat.enter(State.BUSY)
             try:
                 reasons = block.reasons.as_dict()
-                self._ledger.commit(block.path, block.done, block.n_failed, reasons)
+                if self._ledger.commit(block.path, block.done, block.n_failed, reasons):
+                    self._agenda.settle(self._planned, block.done.stop)
             except OSError as error:
                 raise SinkError(
                     f"block of row {block.done.start} cannot be committed: {error}; what was "
@@ -134,8 +145,9 @@ class Writer:
 
 
 class _Placed(NamedTuple):
-    """A record, and its place among the rows that blocks count."""
+    """A record, its planned block, and its place among the rows that blocks count."""
 
+    planned: int
     place: int
     record: Record
 

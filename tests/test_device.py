@@ -22,8 +22,8 @@ from PIL import Image
 
 import evmp.model
 from evmp.child import call_in_child
+from evmp.grid import Block
 from evmp.job import load_job
-from evmp.ledger import Block
 from evmp.metrics import Board
 from evmp.model import open_model
 from evmp.model.device import Cpu, Device, Gpu

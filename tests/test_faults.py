@@ -30,9 +30,10 @@ from test_stop import rewrite
 from test_writer import filled_ring, make_writer
 
 from evmp.errors import SinkError
+from evmp.grid import Block
 from evmp.job import Job
 from evmp.key import KeyField
-from evmp.ledger import Block, Ledger
+from evmp.ledger import Ledger
 from evmp.publish import publish
 from evmp.sink import Record, open_sink
 from evmp.storage.local import LocalStorage

@@ -30,13 +30,13 @@ LAYERS = [
     "ring",
     "head sink target report",
     "fit source model image video ledger metrics custom resource sample result download",
-    "storage interface placement rank remote maxcompute",
+    "agenda storage interface placement rank remote maxcompute",
     "job",
     "rule",
     "value",
     "setting",
     "document key",
-    "errors logs machine printout _native",
+    "errors grid logs machine printout _native",
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer.split()}
 FILES = sorted((ROOT / "evmp").rglob("*.py"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
 import time
@@ -10,12 +9,11 @@ from pathlib import Path
 
 import pytest
 from forked import fork, wait
-from hypothesis import given
-from hypothesis import strategies as st
 from unpublished import staged
 
 from evmp.errors import ConfigError, SinkError
-from evmp.ledger import Block, Commit, Ledger, cut, shard
+from evmp.grid import Block
+from evmp.ledger import Ledger
 from evmp.storage.local import LocalStorage
 
 FINGERPRINT: dict[str, object] = {"input": {"rows": 10}, "job": {"top_k": 0}}
@@ -36,10 +34,6 @@ def stage(ledger: Ledger, start: int, data: bytes, run: str = "run") -> Path:
 
 def commit(ledger: Ledger, start: int, stop: int, data: bytes = b"rows", run: str = "run") -> bool:
     return ledger.commit(stage(ledger, start, data, run), Block(start, stop), 0, {})
-
-
-def done(start: int, stop: int) -> Commit:
-    return Commit(start, stop, 0, "data", 0, 0, {})
 
 
 def test_committed_block_is_listed_with_all_that_was_said_of_it(ledger: Ledger) -> None:
@@ -273,48 +267,3 @@ def test_staging_place_below_a_file_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(SinkError, match=r"staging place .* cannot be used: .*Not a directory"):
         Ledger(tmp_path / "file" / "out.evmp").open(FINGERPRINT)
-
-
-@given(st.integers(0, 10_000), st.integers(1, 300))
-def test_shards_cover_all_rows_in_order(n_rows: int, n_workers: int) -> None:
-    shards = [shard(n_rows, worker, n_workers) for worker in range(n_workers)]
-
-    assert (shards[0].start, shards[-1].stop) == (0, n_rows)
-    assert all(left.stop == right.start for left, right in itertools.pairwise(shards))
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
-
-
-@st.composite
-def some_done(draw: st.DrawFn) -> tuple[int, list[Commit]]:
-    """Rows, and disjoint committed blocks of them."""
-    n_rows = draw(st.integers(0, 200))
-    edges = sorted(draw(st.sets(st.integers(0, n_rows), max_size=12)))
-    blocks = [done(start, stop) for start, stop in itertools.pairwise(edges)]
-    return n_rows, draw(st.permutations([block for block in blocks if draw(st.booleans())]))
-
-
-@given(some_done(), st.integers(1, 5), st.integers(1, 50))
-def test_what_is_done_and_what_is_left_is_every_row_once(
-    rows: tuple[int, list[Commit]], n_workers: int, block_rows: int
-) -> None:
-    n_rows, commits = rows
-    todo = [
-        block
-        for worker in range(n_workers)
-        for block in cut(n_rows, commits, shard(n_rows, worker, n_workers), block_rows)
-    ]
-
-    covered = sorted([*todo, *(Block(c.start, c.stop) for c in commits)], key=lambda b: b.start)
-
-    assert [row for block in covered for row in range(block.start, block.stop)] == [*range(n_rows)]
-    assert all(0 < len(block) <= block_rows for block in todo)
-    assert todo == sorted(todo, key=lambda block: block.start)
-
-
-def test_blocks_begin_where_they_did_before_the_stop() -> None:
-    assert cut(100, [done(0, 10), done(10, 13)], Block(0, 50), 10) == [
-        Block(13, 20),
-        Block(20, 30),
-        Block(30, 40),
-        Block(40, 50),
-    ]

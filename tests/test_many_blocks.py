@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from evmp.ledger import Block, Ledger, cut, shard
+from evmp.grid import Block, Grid
+from evmp.ledger import Ledger
 from evmp.publish import check_cover
 from evmp.run import MAX_BLOCK_ROWS, MIN_BLOCK_ROWS
 from evmp.storage import Storage
@@ -115,9 +116,10 @@ class Simulation:
         before = self._calls.copy()
         commits = self.ledger.commits()
         assert (self._calls - before)["names"] == len(commits)
+        grid = Grid(n_rows, self.N_WORKERS, block_rows)
         for worker in range(self.N_WORKERS):
             looks = Counting(commits)
-            yield from cut(n_rows, looks, shard(n_rows, worker, self.N_WORKERS), block_rows)
+            yield from grid.cut(looks, grid.shard(worker, self.N_WORKERS))
             assert looks.n == len(commits)
 
     def _commit(self, block: Block) -> None:

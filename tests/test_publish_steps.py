@@ -21,7 +21,8 @@ from forked import die_before_line, fork, wait
 from unpublished import FINGERPRINT, N_ROWS, OUTPUTS, Files, Place, make_committed, staged
 
 import evmp
-from evmp.ledger import Block, Ledger
+from evmp.grid import Block
+from evmp.ledger import Ledger
 
 EVMP = Path(evmp.__file__).parent
 MODULES = ("child.py", "ledger.py", "publish.py", "run.py", "supervisor.py")

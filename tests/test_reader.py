@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from evmp import reader
-from evmp.ledger import Block
+from evmp.agenda import Agenda
+from evmp.grid import Block
 from evmp.metrics import Board, Counter
 from evmp.reader import Reader
 from evmp.ring import Header, Mark, Ring
@@ -21,6 +22,8 @@ NO_SOURCE: Any = None
 
 def test_reader_that_fills_a_batch_up_shows_that_it_lives() -> None:
     payload, results = Ring("payload", 2, 1, 64), Ring("results", 2, 4, 64)
+    agenda = Agenda.of([Block(0, 2)])
+    agenda.begin(0, 0)
     for n in range(2):
         payload.put(n, Header(row=n, next=n + 1), b"")
     ((seat,),) = Board(["reader"], 1).workers
@@ -33,7 +36,7 @@ def test_reader_that_fills_a_batch_up_shows_that_it_lives() -> None:
         return False
 
     payload.wait_open = wait_open  # type: ignore[method-assign]
-    Reader(NO_JOB, NO_SOURCE, [], range(2), (payload, results), seat, lambda: False).run()
+    Reader(NO_JOB, NO_SOURCE, agenda, range(2), (payload, results), seat, lambda: False).run()
 
     payload.wait_open = None  # type: ignore[method-assign,assignment]
     assert payload.end == 4
@@ -52,8 +55,8 @@ def test_row_that_is_late_begins_a_batch(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(reader, "FLUSH_NS", 100_000_000)
     payload, results = Ring("payload", 16, 1, 64), Ring("results", 4, 4, 64)
     ((seat,),) = Board(["reader"], 1).workers
-    rings = (payload, results)
-    stage = Reader(NO_JOB, NO_SOURCE, [Block(0, 7)], range(7), rings, seat, lambda: False)
+    rings, agenda = (payload, results), Agenda.of([Block(0, 7)])
+    stage = Reader(NO_JOB, NO_SOURCE, agenda, range(7), rings, seat, lambda: False)
     stage.open()
     stage.run()
 

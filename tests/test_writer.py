@@ -10,8 +10,10 @@ import pytest
 from unpublished import staged
 
 from evmp import writer
+from evmp.agenda import Agenda
+from evmp.grid import Block
 from evmp.job import Job
-from evmp.ledger import Block, Ledger
+from evmp.ledger import Ledger
 from evmp.metrics import Board, Counter
 from evmp.ring import Header, Mark, Ring
 from evmp.source import KeyField
@@ -47,7 +49,10 @@ def make_writer(ledger: Ledger, ring: Ring, blocks: Sequence[Block]) -> Writer:
         model_path="m", model_type="classifier", input_oss_file="l", output_oss_file="o.jsonl"
     )
     seat = Board(["writer"], 1).workers[0][0]
-    made = Writer(job, KEYS, ledger, blocks, range(1 << 20), "run", ring, seat, 0)
+    agenda = Agenda.of(blocks)
+    for number, block in enumerate(blocks):
+        agenda.begin(number, block.start)
+    made = Writer(job, KEYS, ledger, agenda, range(1 << 20), "run", ring, seat, 0)
     made.open()
     return made
 

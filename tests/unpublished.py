@@ -14,10 +14,11 @@ from typing import Any, cast
 import orjson
 import pyarrow as pa
 
+from evmp.grid import Block
 from evmp.job import Job
 from evmp.key import table_field
 from evmp.layout import plan_layout
-from evmp.ledger import Block, Commit, Ledger
+from evmp.ledger import Commit, Ledger
 from evmp.progress import Quiet
 from evmp.publish import publish
 from evmp.run import Plan, Run

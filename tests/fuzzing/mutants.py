@@ -12,7 +12,8 @@ import sysconfig
 from pathlib import Path
 from typing import Any, Final
 
-from evmp.ledger import Block, Ledger
+from evmp.grid import Block
+from evmp.ledger import Ledger
 from evmp.predictor import Predictor
 from evmp.processor import Processor
 from evmp.reader import Reader

@@ -26,9 +26,10 @@ from typing import Any, Final
 from evmp import _native
 from evmp.child import call_in_child
 from evmp.errors import EvmpError, WorkerDied
+from evmp.grid import Block, Grid
 from evmp.job import Job
 from evmp.layout import plan_layout
-from evmp.ledger import Block, Ledger, cut
+from evmp.ledger import Ledger
 from evmp.metrics import Board, Counter, Leave
 from evmp.pipeline import Worker
 from evmp.source import SourceInfo
@@ -241,7 +242,7 @@ class _Run:
 
     def _todo(self) -> list[Block]:
         n_rows, commits = self._scenario.n_rows, self._ledger.commits()
-        return cut(n_rows, commits, Block(0, n_rows), self._scenario.block_rows)
+        return Grid(n_rows, 1, self._scenario.block_rows).cut(commits, Block(0, n_rows))
 
     def _rows(self) -> int:
         return self._seats[-1].counters[Counter.ROWS]
