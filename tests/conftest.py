@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from footprint import Footprint, kill_left, left_behind
+from hypothesis import HealthCheck, settings
 from jobfolder import JobFolder
 from modelfolder import write_onnx
 from PIL import Image
@@ -28,6 +29,10 @@ from PIL import Image
 from evmp import _native
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that call onnxruntime by themselves
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("evmp", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("evmp")
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "evmp"]

@@ -465,9 +465,7 @@ def test_the_description_hides_credentials() -> None:
     assert job.describe()["output_dir"] == "oss://b.h/a@b"
 
 
-@settings(
-    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.dictionaries(
         st.sampled_from(sorted(Job.model_fields)),

@@ -49,7 +49,7 @@ def test_worker_whose_job_died_while_it_was_forked_does_not_begin(tmp_path: Path
     n_decoders=st.integers(1, 4),
     spare=st.integers(0, 30),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_batches_of_several_sizes_never_wait_for_each_other(
     batch: int, chain: list[tuple[int, int]], n_decoders: int, spare: int
 ) -> None:
