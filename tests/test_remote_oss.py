@@ -18,7 +18,8 @@ from test_remote_rows import REMOTE
 
 from evmp.errors import DownloadError
 from evmp.remote import AnyRemote
-from evmp.remote.oss import OssRemote, Places, region_of
+from evmp.remote.oss import OssRemote
+from evmp.remote.ossclient import Places, region_of
 
 BODY = os.urandom(300_000)
 KEYS = ["a.jpg", "deep/er/b.jpg", "with space, %41+plus?and#hash.jpg", "/leading", "图/片.jpg"]

@@ -1,0 +1,182 @@
+"""Where an `oss://` path is, and who asks for it: oss2's buckets over connections of our own.
+
+oss2 signs the requests and knows the errors; it tries nothing again. The credentials go along with
+each request, a session's token in plain, and rows are not to say where to: only hosts that the job
+names, and OSS's own, are asked.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import oss2
+import requests
+from oss2.credentials import EnvironmentVariableCredentialsProvider
+from oss2.exceptions import ClientError, InconsistentError, OssError, RequestError
+
+from evmp.errors import DownloadError
+from evmp.remote.connection import Guard, Pools
+from evmp.remote.failure import failure_of
+from evmp.remote.retry import Again, Deadline
+from evmp.rule import LOCATIONS
+from evmp.value import scheme
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+
+_HOST: Final = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:\d+)?")
+_OWN_HOST: Final = re.compile(r"oss-(?P<region>[a-z0-9-]+?)(-internal)?\.aliyuncs\.com")
+
+
+class Place(NamedTuple):
+    """Where an object is."""
+
+    endpoint: str
+    bucket: str
+    key: str
+
+
+class Places:
+    """What `oss://` paths of a job mean."""
+
+    def __init__(self, job: Job) -> None:
+        self._endpoint = job.ossHost if "://" in job.ossHost else f"https://{job.ossHost}"
+        names = (bucket.partition("://")[2].partition("/")[0] for bucket in job.buckets)
+        self._hosts = {bucket: host for bucket, _, host in (name.partition(".") for name in names)}
+        self._own = job.ossHost.rpartition("://")[2].rstrip("/")
+        own = (getattr(job, name) for name in LOCATIONS)
+        uris = (uri.partition("://")[2] for uri in own if scheme(uri) == "oss")
+        self._named = {uri.partition("/")[0].partition(".")[2] for uri in uris}
+        self._named.update(self._hosts.values(), [self._own])
+
+    def find(self, location: str) -> Place:
+        """Return where the object `oss://<bucket>[.<oss_host>]/<key>` is.
+
+        Raises:
+            DownloadError: when the path is none, or leads to a host that the job does not know.
+        """
+        name, _, key = location.partition("://")[2].partition("/")
+        bucket, _, host = name.partition(".")
+        host = host or self._hosts.get(bucket, self._own)
+        if not bucket or not key:
+            raise DownloadError("expected oss://<bucket>.<oss_host>/<key>")
+        if not host:
+            raise DownloadError(f"no host for bucket {bucket}; set ossHost, or name it in buckets")
+        if not _HOST.fullmatch(host) or not self._is_known(host):
+            raise DownloadError(f"{host} is no host of OSS; ossHost or buckets may name others")
+        return Place(self._endpoint if host == self._own else f"https://{host}", bucket, key)
+
+    def _is_known(self, host: str) -> bool:
+        return host in self._named or bool(_OWN_HOST.fullmatch(host))
+
+
+class OssClient:
+    """Asks for objects in one process, from any number of threads.
+
+    Args:
+        job: says who asks, how long a connection may take, and what hosts there are.
+        n_connections: that are kept for a host.
+
+    Attributes:
+        places: what paths mean.
+    """
+
+    def __init__(self, job: Job, n_connections: int) -> None:
+        logging.getLogger("oss2").setLevel(logging.CRITICAL)  # it tells each error itself
+        self.places = Places(job)
+        self._timeout = (job.connect_timeout_seconds, job.read_timeout_seconds)
+        # The endpoints of a network within the cloud are private, and named by the job or known.
+        self._guard = Guard(allow_private=True, connect_seconds=job.connect_timeout_seconds)
+        self._session = oss2.Session(adapter=_Adapter(self._guard, n_connections))
+        self._session.session.trust_env = False  # no proxies, and no other credentials
+        self._credentials = EnvironmentVariableCredentialsProvider()
+
+    def bucket(self, place: Place, *, enable_crc: bool = False) -> Any:
+        """Return oss2's bucket.
+
+        Args:
+            enable_crc: compare the CRC64 of what is sent with that of what has come.
+
+        Raises:
+            DownloadError: when there are no credentials, or the bucket has no proper name.
+        """
+        region = region_of(place.endpoint)
+        signer = oss2.ProviderAuthV4 if region else oss2.ProviderAuth
+        try:
+            self._credentials.get_credentials()
+            return oss2.Bucket(
+                signer(self._credentials),
+                place.endpoint,
+                place.bucket,
+                session=self._session,
+                connect_timeout=self._timeout,
+                enable_crc=enable_crc,
+                region=region or None,
+            )
+        except ClientError as error:
+            raise DownloadError(_client_message(error)) from None
+
+    def until(self, deadline: Deadline) -> AbstractContextManager[None]:
+        """Let the connections that this thread uses within end with the deadline."""
+        return self._guard.until(deadline)
+
+    @contextmanager
+    def asking(self, deadline: Deadline) -> Iterator[None]:
+        """Turn what oss2 raises into DownloadError or Again."""
+        deadline.check()
+        try:
+            yield
+        except ClientError as error:
+            raise DownloadError(_client_message(error)) from None
+        except RequestError as error:
+            deadline.check()
+            raise self._meaning_of(error.exception) from None
+        except InconsistentError:
+            raise Again("the object has come with another CRC64 than it was sent with") from None
+        except OssError as error:
+            message = f"{error.status} {error.code or 'without a reason'}"
+            raise failure_of(error.status, message, error.headers) from None
+
+    def cut_overdue(self) -> None:
+        """Break connections off whose time is over."""
+        self._guard.cut_overdue()
+
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
+        self._session.session.close()
+
+    def _meaning_of(self, error: Exception) -> Exception:
+        if isinstance(error, requests.exceptions.SSLError):
+            return DownloadError("TLS failed, perhaps by the certificate")
+        if isinstance(error, requests.exceptions.Timeout):
+            return Again(f"nothing came for {self._timeout[1]:g} seconds")
+        return Again("the connection broke off")
+
+
+def region_of(endpoint: str) -> str:
+    """Return the region that requests are signed for; without one the signature is of version 1."""
+    match = _OWN_HOST.fullmatch(endpoint.partition("://")[2])
+    of_host = match["region"] if match and "accelerate" not in match["region"] else ""
+    return os.environ.get("OSS_REGION", "") or of_host
+
+
+def _client_message(error: ClientError) -> str:
+    if "key" in error.body and "null or empty" in error.body:
+        return "no credentials for OSS; set OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET"
+    return str(error.body)
+
+
+class _Adapter(requests.adapters.HTTPAdapter):
+    """Lets requests use connections that are guarded."""
+
+    def __init__(self, guard: Guard, n_connections: int) -> None:
+        self._guard, self._n_connections = guard, n_connections
+        super().__init__()
+
+    def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
+        self.poolmanager = Pools(self._guard, self._n_connections)
