@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,12 @@ def whole(undisturbed_job: Callable[..., Path]) -> Path:
     return undisturbed_job(N_ROWS, steps=3000, block_rows=4)
 
 
+@pytest.fixture(scope="module")
+def long_whole(undisturbed_job: Callable[..., Path]) -> Path:
+    """The folder of a job that takes half a minute of a CPU, which one command has done."""
+    return undisturbed_job(N_ROWS, steps=30_000, block_rows=4)
+
+
 class Submission:
     """The job of `whole`, submitted to a cluster."""
 
@@ -46,7 +53,7 @@ class Submission:
         first, report = re.findall(r"^submitted (\d+)", done.stdout, re.MULTILINE)
         return first, report
 
-    def rows_done(self, start: int = 0, stop: int = N_ROWS) -> int:
+    def n_blocks(self, start: int = 0, stop: int = N_ROWS) -> int:
         """Return how many blocks of those rows are committed."""
         blocks = (self._job.path / "out.jsonl.evmp" / "blocks").glob("*.json")
         return sum(start <= int(file.stem) < stop for file in blocks)
@@ -63,18 +70,30 @@ class Submission:
         assert self._job.leftovers() == []
 
 
+def kill(cluster: Cluster, job: str, node: str = "") -> None:
+    """Kill the command of a job; its own processes must go by themselves."""
+    command = cluster.command(job, node)
+    assert command
+    command.kill()
+
+
 @pytest.fixture
 def submission(cluster: Cluster, whole: Path, job: JobFolder) -> Submission:
     return Submission(cluster, whole, job)
+
+
+@pytest.fixture
+def long_submission(cluster: Cluster, long_whole: Path, job: JobFolder) -> Submission:
+    return Submission(cluster, long_whole, job)
 
 
 def test_array_with_a_killed_worker_and_a_cancelled_element_makes_the_same_result(
     cluster: Cluster, submission: Submission
 ) -> None:
     array, report = submission.submit("--nodes", "3")
-    wait_until(lambda: submission.rows_done(30, 60))
-    cluster.worker(f"{array}_1").kill()
-    wait_until(lambda: submission.rows_done(60))
+    wait_until(lambda: submission.n_blocks(30, 60))
+    kill(cluster, f"{array}_1")
+    wait_until(lambda: submission.n_blocks(60))
     cluster.call("scancel", f"{array}_2")
 
     submission.check(report)
@@ -83,3 +102,99 @@ def test_array_with_a_killed_worker_and_a_cancelled_element_makes_the_same_resul
     assert cluster.state(f"{array}_1") == "COMPLETED"
     assert cluster.state(f"{array}_2") == "CANCELLED"
     assert "stopped by SIGTERM" in submission.log(f"{array}_2")
+
+
+@pytest.mark.slow
+def test_tasks_one_of_which_is_killed_make_the_same_result(
+    cluster: Cluster, submission: Submission
+) -> None:
+    job, report = submission.submit("--nodes", "3", "--kind", "tasks")
+    wait_until(lambda: submission.n_blocks(30, 60))
+    kill(cluster, job, "n2")
+
+    submission.check(report)
+
+    log = submission.log(job)
+    assert "evmp: killed, 137; again" in log
+    assert re.search(r"^1: .*resuming: [1-9]", log, re.MULTILINE)
+    assert cluster.state(job) == "COMPLETED"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["array", "tasks"])
+def test_worker_that_is_asked_to_go_commits_is_requeued_and_goes_on(
+    cluster: Cluster, submission: Submission, kind: str
+) -> None:
+    job, report = submission.submit("--nodes", "2", "--kind", kind)
+    wait_until(lambda: submission.n_blocks(45))
+    one = f"{job}_1" if kind == "array" else job
+    cluster.call("scancel", "--signal=USR1", "--batch", one)
+    wait_until(lambda: cluster.restarts(one))
+    assert submission.n_blocks(45) < 12
+
+    submission.check(report)
+
+    assert "stopped by SIGTERM" in submission.log(one)
+    assert re.search(r"resuming: [1-9]", submission.log(one))
+
+
+@pytest.mark.slow
+def test_job_that_takes_longer_than_its_time_is_requeued_and_ends(
+    cluster: Cluster, long_submission: Submission
+) -> None:
+    times = "--time=1", "--signal=B:USR1@30"  # it comes after some 15 s
+    array, report = long_submission.submit("--nodes", "2", "--", *times)
+
+    long_submission.check(report)
+
+    assert sum(cluster.restarts(f"{array}_{k}") for k in range(2)) > 0
+
+
+@pytest.mark.slow
+def test_element_that_is_preempted_is_requeued_and_goes_on(
+    cluster: Cluster, long_submission: Submission
+) -> None:
+    array, report = long_submission.submit("--nodes", "3", "--", "--exclusive")
+    wait_until(lambda: all(long_submission.n_blocks(30 * k, 30 * k + 30) for k in range(3)))
+    urgent = cluster.call(
+        "sbatch", "--parsable", "--partition=urgent", "--exclusive", "--nodes=2", "--wrap=sleep 3"
+    ).strip()
+    wait_until(lambda: cluster.state(urgent) == "COMPLETED")
+
+    long_submission.check(report)
+
+    victims = [f"{array}_{k}" for k in range(3) if cluster.restarts(f"{array}_{k}")]
+    assert len(victims) == 2
+    for victim in victims:
+        assert re.search(r"resuming: [1-9]", long_submission.log(victim))
+
+
+@pytest.mark.slow
+def test_element_whose_node_dies_goes_on_elsewhere(
+    cluster: Cluster, long_submission: Submission
+) -> None:
+    array, report = long_submission.submit("--nodes", "3")
+    wait_until(lambda: long_submission.n_blocks(30, 60))
+    node = cluster.node_of(f"{array}_1")
+    cluster.crash(node)
+
+    long_submission.check(report)
+
+    assert cluster.restarts(f"{array}_1") == 1
+    assert cluster.node_of(f"{array}_1") != node
+
+
+@pytest.mark.slow
+def test_workers_on_gpus_see_one_each(cluster: Cluster, submission: Submission) -> None:
+    array, report = submission.submit("--nodes", "3", "-Ddevice=auto")
+    found = []
+    for element in (f"{array}_{k}" for k in range(3)):
+        wait_until(partial(cluster.command, element))
+        command = cluster.command(element)
+        assert command
+        found.append((cluster.node_of(element), command.environ()["CUDA_VISIBLE_DEVICES"]))
+
+    submission.check(report)
+
+    assert len(set(found)) == 3
+    assert {gpu for _, gpu in found} <= {"0", "1"}

@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -126,15 +127,18 @@ class Cluster:
 
     def join(self, node: str) -> None:
         """Start a node, and wait until jobs may run there."""
-        self._start(node, "slurmd", "-D", "-c", "-N", node)
+        self._spool(node).mkdir(exist_ok=True)
+        self._start(node, "slurmd", "-D", "-c", "-N", node, folder=self._spool(node))
         wait_until(lambda: self._state(node) in ("idle", "mixed", "allocated"))
 
     def crash(self, node: str) -> None:
         """Kill a node: its slurmd, and every process of jobs there."""
         self._end(node, signal.SIGKILL)
-        for process in self.processes(node):
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        while processes := self._processes(node):
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(processes, timeout=SECONDS)
 
     def close(self) -> None:
         """End all jobs and all daemons."""
@@ -144,10 +148,14 @@ class Cluster:
             else:
                 self._end(name, signal.SIGTERM)
 
-    def _start(self, name: str, *command: str) -> None:
+    def _start(self, name: str, *command: str, folder: Path | None = None) -> None:
         with open(self._folder / f"{name}.out", "ab") as output:
             self._daemons[name] = subprocess.Popen(
-                command, env=self.environment, cwd=self._folder, stdout=output, stderr=output
+                command,
+                cwd=folder or self._folder,
+                env=self.environment,
+                stdout=output,
+                stderr=output,
             )
 
     def _end(self, name: str, signum: int) -> None:
@@ -174,25 +182,36 @@ class Cluster:
         """Return the node where a job runs, or has run last."""
         return self._field(job, "NodeList")
 
-    def worker(self, job: str) -> psutil.Process | None:
-        """Return the command that a job's script has started, if it runs."""
+    def command(self, job: str, node: str = "") -> psutil.Process | None:
+        """Return the command in Python that a job runs, on that node if one is named."""
         number = self._field(job, "JobId")
         for process in psutil.process_iter():
+            if self._variable(process, "SLURM_JOB_ID") != number:
+                continue
+            if node and self._variable(process, "SLURMD_NODENAME") != node:
+                continue
             with suppress(psutil.Error):
                 parent = process.parent()
-                is_job = self._variable(process, "SLURM_JOB_ID") == number
-                if (
-                    is_job
-                    and parent
-                    and parent.cmdline()[-1:]
-                    and "slurm_script" in parent.cmdline()[-1]
-                ):
+                if _is_python(process) and not (parent and _is_python(parent)):
                     return process
         return None
 
-    def processes(self, node: str) -> list[psutil.Process]:
-        """Return the processes of jobs on a node, and those that watch over them."""
-        return [it for it in psutil.process_iter() if self._variable(it, "SLURMD_NODENAME") == node]
+    def _processes(self, node: str) -> list[psutil.Process]:
+        """Return the processes of jobs on a node, behind those that watch over them.
+
+        The latter have no environment that could be read, but their node's folder.
+        """
+        watchers, own = [], []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.cwd() == str(self._spool(node)):
+                    watchers.append(process)
+                elif self._variable(process, "SLURMD_NODENAME") == node:
+                    own.append(process)
+        return watchers + own
+
+    def _spool(self, node: str) -> Path:
+        return self._folder / f"spool.{node}"
 
     def _variable(self, process: psutil.Process, name: str) -> str:
         """Return a variable of a process's environment where it belongs to this cluster."""
@@ -244,6 +263,10 @@ def wait_until(is_so: Callable[[], object], seconds: float = SECONDS) -> None:
     while not is_so():
         assert time.monotonic() < deadline, f"still not so after {seconds:g} s"
         time.sleep(0.1)
+
+
+def _is_python(process: psutil.Process) -> bool:
+    return process.cmdline()[:1] == [sys.executable]
 
 
 def free_ports(n: int) -> list[int]:
