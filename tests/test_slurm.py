@@ -156,9 +156,7 @@ def test_element_that_is_preempted_is_requeued_and_goes_on(
 ) -> None:
     array, report = long_submission.submit("--nodes", "3", "--", "--exclusive")
     wait_until(lambda: all(long_submission.n_blocks(30 * k, 30 * k + 30) for k in range(3)))
-    urgent = cluster.call(
-        "sbatch", "--parsable", "--partition=urgent", "--exclusive", "--nodes=2", "--wrap=sleep 3"
-    ).strip()
+    urgent = cluster.submit("sleep 3", "--partition=urgent", "--exclusive", "--nodes=2")
     wait_until(lambda: cluster.state(urgent) == "COMPLETED")
 
     long_submission.check(report)

@@ -170,6 +170,28 @@ class Cluster:
 
     # --- jobs ---------------------------------------------------------------------------------
 
+    def call(self, *command: str) -> str:
+        """Call a command of Slurm's, such as scancel, and return what it prints."""
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True)
+        if done.returncode:
+            raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
+        return done.stdout
+
+
+def require_slurm() -> None:
+    """Skip the test where Slurm neither is nor can be installed, or fail it where it must be."""
+    done = subprocess.run([INSTALL], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        reason = f"NO REAL SLURM WAS TESTED: {done.stdout.strip()}"
+        if os.environ.get("EVMP_REQUIRE_SLURM") == "1":
+            pytest.fail(f"{reason}, although EVMP_REQUIRE_SLURM=1")
+        pytest.skip(reason)
+
+    def submit(self, command: str, *options: str) -> str:
+        """Submit a shell's command, and return the job's id."""
+        options = ("--parsable", "--output=/dev/null", *options)
+        return self.call("sbatch", *options, f"--wrap={command}").strip()
+
     def state(self, job: str) -> str:
         """Return a job's state, such as RUNNING; `7_1` is an element of the array 7."""
         return self._field(job, "JobState")
@@ -224,25 +246,6 @@ class Cluster:
     def _field(self, job: str, name: str) -> str:
         found = re.search(rf"\b{name}=(\S*)", self.call("scontrol", "show", "job", job))
         return found[1] if found else ""
-
-    def call(self, *command: str, cwd: Path | None = None) -> str:
-        """Call a command of Slurm's, such as scancel, and return what it prints."""
-        done = subprocess.run(
-            command, env=self.environment, cwd=cwd, capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
-        return done.stdout
-
-
-def require_slurm() -> None:
-    """Skip the test where Slurm neither is nor can be installed, or fail it where it must be."""
-    done = subprocess.run([INSTALL], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        reason = f"NO REAL SLURM WAS TESTED: {done.stdout.strip()}"
-        if os.environ.get("EVMP_REQUIRE_SLURM") == "1":
-            pytest.fail(f"{reason}, although EVMP_REQUIRE_SLURM=1")
-        pytest.skip(reason)
 
 
 @contextmanager
