@@ -26,7 +26,8 @@ class Fault:
         call: which calls it is about, such as `download.data`; see `server`.
         times: how many of them; the first ones after `skip` others.
         status, code: the error that is answered in the place of doing anything.
-        harm: what happens to the answer's body after `after` bytes of it.
+        harm: what happens to the answer's body after `after` bytes of it; to that of the request
+            where a block is put.
         lost: the call is done, and the connection reset in the place of an answer.
         fewer: rows that are left out at the end of a range, which is whole in itself.
         seconds: how late the answer is.

@@ -4,6 +4,12 @@ The calls that `fault` and `calls` know by name:
 
     table                 GET a table or a partition; nothing of its rows
     tunnel                GET where the tunnel is
+    job.create            POST a statement that makes a table or a partition
+    job.status            GET how it is with that
+    upload.create         POST ?uploads
+    upload.reload         GET ?uploadid
+    upload.block          PUT ?uploadid&blockid
+    upload.commit         POST ?uploadid
     download.create       POST ?downloads
     download.reload       GET ?downloadid
     download.data         GET ?data&rowrange=(start,count)
@@ -21,17 +27,28 @@ import uuid
 from collections.abc import Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 from xml.sax.saxutils import escape
 
-from maxcompute import wire
+from maxcompute import ddl, wire
 from maxcompute.fault import Fault, Faults, Harm
 from maxcompute.signature import Refused, check_signature
-from maxcompute.store import NO_PARTITION, Download, Table
+from maxcompute.store import MAX_FIELD_BYTES, NO_PARTITION, Download, Table, Upload
 
 API = "/api"
-RESOURCE = re.compile(r"/projects/(?P<project>[^/]+)(/(?P<kind>tables/(?P<table>[^/]+)|tunnel))?")
+RESOURCE = re.compile(
+    r"/projects/(?P<project>[^/]+)(/(?P<kind>tables|tunnel|instances)(/(?P<name>[^/]+))?)?"
+)
+
+
+class Answer(NamedTuple):
+    """What is answered to a call that goes well."""
+
+    kind: str
+    body: Iterator[bytes]
+    status: int = 200
+    location: str = ""
 
 
 class MaxCompute:
@@ -48,9 +65,13 @@ class MaxCompute:
         self.project, self.token, self.delay = project, token, delay
         self.tables: dict[str, Table] = {}
         self.downloads: dict[str, Download] = {}
+        self.uploads: dict[str, Upload] = {}
+        self.jobs: dict[str, str] = {}
+        """Of each job what has made it fail; empty if nothing has."""
         self.faults = Faults()
         self.calls: list[tuple[str, dict[str, str]]] = []
         """What was asked for so far: the call and its query."""
+        self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.service = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
@@ -94,45 +115,100 @@ class MaxCompute:
         """Return how often there was this call."""
         return sum(name == call for name, _ in self.calls)
 
-    # --- calls; each returns the type of the answer's content, and the content -----------------
+    # --- calls ---------------------------------------------------------------------------------
 
-    def do(
-        self, call: str, table: str, query: dict[str, str], fewer: int
-    ) -> tuple[str, Iterator[bytes]]:
+    def do(self, call: str, name: str, query: dict[str, str], body: bytes, fewer: int) -> Answer:
         """Do what is asked for, but leave `fewer` rows of a range out.
+
+        Args:
+            name: of the table or the job.
 
         Raises:
             Refused: when the service would refuse it.
         """
-        if call == "tunnel":
-            return "text/plain", iter((self.tunnel_endpoint.encode()[len("http://") :],))
-        if table not in self.tables:
-            raise Refused(404, "NoSuchTable", f"The specified table {table} does not exist.")
-        if call == "table":
-            return "text/xml", iter((self._describe(self.tables[table], query).encode(),))
-        if call == "download.create":
-            return self._create_download(self.tables[table], query.get("partition", NO_PARTITION))
+        group, _, action = call.partition(".")
+        with self._lock:
+            if call == "tunnel":
+                address = self.tunnel_endpoint.removeprefix("http://")
+                return Answer("text/plain", iter((address.encode(),)))
+            if call == "job.create":
+                return self._create_job(body)
+            if call == "job.status":
+                return self._job(name, query)
+            if name.lower() not in self.tables:
+                raise Refused(404, "NoSuchTable", f"The specified table {name} does not exist.")
+            table = self.tables[name.lower()]
+            if call == "table":
+                return Answer("text/xml", iter((self._describe(table, query).encode(),)))
+            if group == "upload":
+                return self._upload(action, table, query, body)
+            if action == "create":
+                return self._create_download(table, query.get("partition", NO_PARTITION))
         session = self.downloads.get(query["downloadid"])
         if session is None:
             raise Refused(404, "NoSuchDownload", "The specified download id does not exist.")
-        if call == "download.reload":
+        if action == "reload":
             return _json(_session(query["downloadid"], session))
         return self._data(session, query, fewer)
 
-    def _create_download(self, table: Table, partition: str) -> tuple[str, Iterator[bytes]]:
+    def _create_job(self, body: bytes) -> Answer:
+        statement, settings = ddl.statement_of(body)
+        self.jobs[job := uuid.uuid4().hex] = ""
+        try:
+            ddl.run(statement, settings, self.project, self.tables)
+        except ddl.Failed as failure:
+            self.jobs[job] = str(failure)
+        location = f"{self.endpoint}/projects/{self.project}/instances/{job}"
+        return Answer("text/xml", iter(()), 201, location)
+
+    def _job(self, job: str, query: dict[str, str]) -> Answer:
+        if job not in self.jobs:
+            raise Refused(404, "NoSuchInstance", f"The specified instance {job} does not exist.")
+        status = "Failed" if self.jobs[job] else "Success"
+        task = f"<Name>SQLTask</Name><Status>{status}</Status>"
+        if "result" in query:
+            task = f'<Name>SQLTask</Name><Result Format="text">{escape(self.jobs[job])}</Result>'
+        tasks = f'<Tasks><Task Type="SQL">{task}</Task></Tasks>'
+        text = f"<Instance><Status>Terminated</Status>{tasks}</Instance>"
+        return Answer("text/xml", iter((text.encode(),)))
+
+    def _upload(self, action: str, table: Table, query: dict[str, str], body: bytes) -> Answer:
+        if action == "create":
+            name, partition = uuid.uuid4().hex, query.get("partition", NO_PARTITION)
+            table.data(partition)
+            self.uploads[name] = Upload(table, partition, query.get("overwrite") == "true")
+        else:
+            name = query["uploadid"]
+        session = self.uploads.get(name)
+        if session is None:
+            raise Refused(404, "NoSuchUpload", "The specified upload id does not exist.")
+        if action == "block":
+            read = wire.read_arrow if "arrow" in query else wire.read_records
+            session.put(int(query["blockid"]), read(body, table.schema))
+        elif action == "commit":
+            session.commit()
+        return _json(
+            {
+                "UploadID": name,
+                "Status": session.status,
+                "Schema": {**_schema(table), "IsVirtualView": False},
+                "UploadedBlockList": [{"BlockID": number} for number in sorted(session.blocks)],
+                "MaxFieldSize": MAX_FIELD_BYTES,
+            }
+        )
+
+    def _create_download(self, table: Table, partition: str) -> Answer:
         session = Download(table, partition, table.data(partition))
         self.downloads[name := uuid.uuid4().hex] = session
         return _json(_session(name, session))
 
-    def _data(
-        self, session: Download, query: dict[str, str], fewer: int
-    ) -> tuple[str, Iterator[bytes]]:
+    def _data(self, session: Download, query: dict[str, str], fewer: int) -> Answer:
         start, count = map(int, query["rowrange"].strip("()").split(","))
         columns = query["columns"].split(",") if "columns" in query else []
         is_arrow = "arrow" in query
         rows = session.range(start, count, columns, in_order=not is_arrow)
         rows = rows.slice(0, rows.num_rows - fewer)
-        return "application/octet-stream", (wire.arrow if is_arrow else wire.records)(rows)
+        return Answer("application/octet-stream", (wire.arrow if is_arrow else wire.records)(rows))
 
     def _describe(self, table: Table, query: dict[str, str]) -> str:
         if "partition" in query:
@@ -142,7 +218,12 @@ class MaxCompute:
             return f"<Partition><Schema>{text}</Schema></Partition>"
         data = table.partitions.get(NO_PARTITION)
         modified = data.modified if data else table.created
-        schema = {**_schema(table), "createTime": table.created, "isVirtualView": table.is_view}
+        schema = {
+            **_schema(table),
+            "createTime": table.created,
+            "isVirtualView": table.is_view,
+            "lifecycle": table.lifecycle,
+        }
         return (
             f"<Table><Name>{table.name}</Name><TableId>{id(table):x}</TableId>"
             f'<Schema format="Json">{escape(json.dumps(schema))}</Schema>'
@@ -166,8 +247,8 @@ def _session(name: str, session: Download) -> dict[str, Any]:
     }
 
 
-def _json(answer: dict[str, Any]) -> tuple[str, Iterator[bytes]]:
-    return "application/json", iter((json.dumps(answer).encode(),))
+def _json(answer: dict[str, Any]) -> Answer:
+    return Answer("application/json", iter((json.dumps(answer).encode(),)))
 
 
 class _Server(ThreadingHTTPServer):
@@ -192,28 +273,61 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PUT(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         service = self.server.service
-        self.rfile.read(int(self.headers.get("content-length", 0)))
         call, fault = "", Fault("")
         try:
-            call, table, query = self._request()
+            # A request whose body is not whole has no effect, and nobody to be answered.
+            body = self._body()
+            call, name, query = self._request()
             service.calls.append((call, query))
             fault = service.faults.of(call)
             time.sleep(service.delay + fault.seconds)
             if fault.status:
                 raise Refused(fault.status, fault.code, "This was asked for.")
-            kind, body = service.do(call, table, query, fault.fewer)
+            if call == "upload.block":
+                if fault.harm == Harm.RESET:
+                    self._reset()
+                    return
+                body = _harmed(body, fault, 0)
+            answer = service.do(call, name, query, body, fault.fewer)
+        except EOFError:
+            self.close_connection = True
+            return
         except Refused as refusal:
-            self._refuse(refusal, is_tunnel=call.startswith("download"))
+            self._refuse(refusal, is_tunnel=call.startswith(("download", "upload")))
             return
         if fault.lost:
             self._reset()
         else:
-            self._send(kind, body, fault)
+            self._send(answer, Fault("") if call == "upload.block" else fault)
+
+    def _body(self) -> bytes:
+        """Return the request's body, in one piece or in chunks.
+
+        Raises:
+            EOFError: when it ends too early.
+        """
+        if self.headers.get("transfer-encoding") != "chunked":
+            return self._exactly(int(self.headers.get("content-length", 0)))
+        body = bytearray()
+        while size := int(self.rfile.readline() or self._exactly(1), 16):
+            body += self._exactly(size)
+            self._exactly(2)
+        self._exactly(2)
+        return bytes(body)
+
+    def _exactly(self, n_bytes: int) -> bytes:
+        data = self.rfile.read(n_bytes)
+        if len(data) < n_bytes:
+            raise EOFError
+        return data
 
     def _request(self) -> tuple[str, str, dict[str, str]]:
-        """Return the call, the table and the query, of a request that is signed."""
+        """Return the call, the table or the job, and the query, of a request that is signed."""
         service = self.server.service
         path = self.path.removeprefix(API)
         check_signature(
@@ -233,11 +347,13 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(404, "NoSuchProject", f"The project {match['project']} does not exist.")
         if match["kind"] == "tunnel":
             return "tunnel", "", query
+        if match["kind"] == "instances":
+            return "job.status" if match["name"] else "job.create", match["name"] or "", query
+        if match["kind"] is None:
+            raise Refused(404, "NoSuchObject", "There is no such resource.")
         if self.path.startswith(API):
-            return "table", match["table"], query
-        names = {"downloads": "create", "data": "data"}
-        action = next((names[name] for name in names if name in query), "reload")
-        return f"download.{action}", match["table"], query
+            return "table", match["name"], query
+        return _tunnel_call(self.command, query), match["name"], query
 
     def _refuse(self, refusal: Refused, *, is_tunnel: bool) -> None:
         request, host = uuid.uuid4().hex, "127.0.0.1"
@@ -254,13 +370,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def _send(self, kind: str, body: Iterator[bytes], fault: Fault) -> None:
-        self.send_response(200)
-        self.send_header("Content-Type", kind)
+    def _send(self, answer: Answer, fault: Fault) -> None:
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.kind)
+        if answer.location:
+            self.send_header("Location", answer.location)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
         sent = 0
-        for piece in body:
+        for piece in answer.body:
             harmed = _harmed(piece, fault, sent)
             if harmed:
                 self.wfile.write(b"%x\r\n%b\r\n" % (len(harmed), harmed))
@@ -278,6 +396,15 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.connection.close()
         self.close_connection = True
+
+
+def _tunnel_call(method: str, query: dict[str, str]) -> str:
+    """Name what is asked of the tunnel."""
+    if "uploads" in query or "uploadid" in query:
+        actions = {"PUT": "block", "GET": "reload", "POST": "commit"}
+        return f"upload.{'create' if 'uploads' in query else actions[method]}"
+    names = {"downloads": "create", "data": "data"}
+    return f"download.{next((names[name] for name in names if name in query), 'reload')}"
 
 
 def _harmed(piece: bytes, fault: Fault, sent: int) -> bytes:

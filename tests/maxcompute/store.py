@@ -6,10 +6,15 @@ import itertools
 from dataclasses import dataclass, field
 
 import pyarrow as pa
+import pyarrow.compute as pc
+from odps.tunnel.io.types import odps_type_to_arrow_type
+from odps.types import validate_data_type
 
 from maxcompute.signature import Refused
 
 NO_PARTITION = ""
+MAX_BLOCKS = 20_000
+MAX_FIELD_BYTES = 8 << 20
 _clock = itertools.count(1_700_000_000)
 
 
@@ -29,6 +34,7 @@ class Table:
     Attributes:
         types: of the columns, as the service names them.
         keys: names of the partition columns; they are strings.
+        lifecycle: in days; -1 for ever.
         partitions: by their values, as `pt=1,hour=2`; NO_PARTITION for a table that has none.
     """
 
@@ -36,8 +42,15 @@ class Table:
     types: dict[str, str]
     keys: tuple[str, ...] = ()
     is_view: bool = False
+    lifecycle: int = -1
     partitions: dict[str, Data] = field(default_factory=dict)
     created: int = field(default_factory=lambda: next(_clock))
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns as Arrow's."""
+        types = {name: validate_data_type(kind) for name, kind in self.types.items()}
+        return pa.schema({name: odps_type_to_arrow_type(kind) for name, kind in types.items()})
 
     def put(self, rows: pa.Table, partition: str = NO_PARTITION) -> None:
         """Replace the rows of a partition; their columns are those of the table, in its order."""
@@ -88,3 +101,50 @@ class Download:
         if not in_order:
             names = [name for name in self.table.types if name in names]
         return self.data.rows.slice(start, count).select(names)
+
+
+@dataclass
+class Upload:
+    """A session that writes one partition; nothing of it is to be seen before its commit."""
+
+    table: Table
+    partition: str
+    overwrite: bool
+    blocks: dict[int, pa.Table] = field(default_factory=dict)
+    status: str = "NORMAL"
+
+    def check(self) -> None:
+        """Refuse what is asked of a session that is over."""
+        if self.status != "NORMAL":
+            raise Refused(409, "StatusConflict", f"The status of the session is {self.status}.")
+
+    def put(self, number: int, rows: pa.Table) -> None:
+        """Take a block, in the place of one of that number.
+
+        Raises:
+            Refused: as the service does.
+        """
+        self.check()
+        if not 0 <= number < MAX_BLOCKS:
+            raise Refused(400, "InvalidBlockID", f"The block id {number} is out of range.")
+        for name, column in zip(rows.column_names, rows.columns, strict=True):
+            is_text = pa.types.is_string(column.type) or pa.types.is_binary(column.type)
+            longest = pc.max(pc.binary_length(column)).as_py() if is_text else 0
+            if (longest or 0) > MAX_FIELD_BYTES:
+                raise Refused(400, "InvalidData", f"A value of column {name} is too long.")
+        self.blocks[number] = rows
+
+    def commit(self) -> None:
+        """Let the rows of all blocks be seen, in the order of their numbers.
+
+        Raises:
+            Refused: as the service does.
+        """
+        self.check()
+        before = self.table.data(self.partition).rows
+        blocks = [rows for _, rows in sorted(self.blocks.items())]
+        kept = [] if self.overwrite else [before]
+        self.table.put(
+            pa.concat_tables([*kept, *blocks, self.table.schema.empty_table()]), self.partition
+        )
+        self.status = "CLOSED"
