@@ -14,15 +14,21 @@ import logging
 import os
 import random
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import odps
+import pyarrow as pa
 import requests
-from odps import ODPS, accounts
-from odps.errors import ODPSError
+import urllib3
+from odps import ODPS, accounts, types
+from odps.errors import NoSuchPartition, NoSuchTable, ODPSError
+from odps.models import TableSchema
 from odps.rest import RestClient
-from odps.tunnel import TableDownloadSession, TableTunnel
+from odps.tunnel import TableDownloadSession, TableTunnel, TableUploadSession
+from odps.tunnel.io.types import odps_type_to_arrow_type
+from odps.types import Column, DataType, Partition, validate_data_type
 
 from evmp.errors import ConfigError
 
@@ -45,8 +51,24 @@ NO_KEY: Final = (
 )
 
 
+Answer = TypeVar("Answer")
+
+
 class Unavailable(Exception):
     """The service cannot do it now; asking again may help."""
+
+
+OUTAGE: Final = (Unavailable, requests.RequestException, urllib3.exceptions.HTTPError, OSError)
+# Types that projects have known for ever; the others are there only for who asks for them.
+ALL_TYPES: Final = {"odps.sql.type.system.odps2": "true", "odps.sql.decimal.odps2": "true"}
+
+
+class Columns(NamedTuple):
+    """The columns of a table, by their names, which are in lower case."""
+
+    kinds: dict[str, DataType]
+    partition: tuple[str, ...]
+    """Names of the partition columns."""
 
 
 class Patience:
@@ -75,6 +97,25 @@ class Patience:
             return False
         time.sleep(pause)
         return True
+
+
+def persist(question: Callable[[], Answer], seconds: float) -> Answer:
+    """Ask until there is an answer.
+
+    Args:
+        seconds: for how long the service may be out of order.
+
+    Raises:
+        ODPSError: when the service refuses.
+        Exception: one of OUTAGE, when patience is at its end.
+    """
+    patience = Patience(seconds)
+    while True:
+        try:
+            return question()
+        except OUTAGE:
+            if not patience.wait():
+                raise
 
 
 class Client(RestClient):  # type: ignore[misc]
@@ -170,10 +211,99 @@ class Service:
             timeout=CONNECT_SECONDS + READ_SECONDS,
         )
 
+    def upload(self, table: TableName, session: str | None = None) -> TableUploadSession:
+        """Begin a session that replaces the rows of a table, or of a partition, or look at one.
+
+        Args:
+            session: the id of one that has begun.
+        """
+        return self._tunnel.create_upload_session(
+            table.name, partition_spec=table.spec or None, upload_id=session, overwrite=True
+        )
+
+    def put(
+        self, table: TableName, session: TableUploadSession, block: int, body: Iterator[bytes]
+    ) -> None:
+        """Send a block of rows, in the place of the session's block of that number.
+
+        Args:
+            body: as Arrow; taken once.
+        """
+        tunnel = self._tunnel.tunnel_rest
+        tunnel.put(
+            f"{tunnel.endpoint}/projects/{table.project}/tables/{table.name}",
+            data=body,
+            params=session.get_common_params(uploadid=session.id, blockid=block, arrow=""),
+            headers=session.get_common_headers(chunked=True),
+        )
+
+    def standing(self, table: TableName) -> dict[str, Any] | None:
+        """Return what tells the rows of a table, or of a partition, from others; None without it.
+
+        Raises:
+            ODPSError: when it is one that cannot be read, such as a view.
+        """
+        try:
+            n_rows = self.download(table).count
+            return {"table": table.uri, "rows": n_rows, "modified": self.modified(table)}
+        except (NoSuchTable, NoSuchPartition):
+            return None
+
+    def columns(self, table: TableName) -> Columns | None:
+        """Return the columns of a table; None where there is none of that name."""
+        try:
+            schema = self._odps.get_table(table.name).table_schema
+        except NoSuchTable:
+            return None
+        kinds = {column.name.lower(): column.type for column in schema.simple_columns}
+        return Columns(kinds, tuple(column.name.lower() for column in schema.partitions))
+
+    def create(
+        self, table: TableName, kinds: Mapping[str, str], partition: Sequence[str], days: int
+    ) -> None:
+        """Make a table, unless there is one of that name.
+
+        Args:
+            kinds: types of its columns, as the service writes them.
+            partition: names of its partition columns.
+            days: for how long the service keeps what is not changed any more.
+        """
+        columns = [Column(name, validate_data_type(kind)) for name, kind in kinds.items()]
+        keys = [Partition(name, validate_data_type("string")) for name in partition]
+        self._odps.create_table(
+            table.name,
+            TableSchema(columns=columns, partitions=keys),
+            if_not_exists=True,
+            lifecycle=days,
+            hints=dict(ALL_TYPES),
+        )
+
+    def create_partition(self, table: TableName) -> None:
+        """Make a partition, unless it is there."""
+        self._odps.get_table(table.name).create_partition(table.spec, if_not_exists=True)
+
     def close(self) -> None:
         """Close the connections; they are opened again where they are needed."""
         self._odps.rest.session.close()
         self._tunnel.close()
+
+
+def arrow_type(kind: DataType) -> pa.DataType:
+    """Return the type that the service has for values of a column on their way.
+
+    Raises:
+        TypeError: when values of that type do not travel as Arrow.
+    """
+    if isinstance(kind, types.Decimal) and kind.scale == 0:
+        return pa.decimal128(kind.precision, 0)  # pyodps takes it for the default, which is 18
+    if isinstance(kind, types.Array):
+        return pa.list_(arrow_type(kind.value_type))
+    if isinstance(kind, types.Map):
+        return pa.map_(arrow_type(kind.key_type), arrow_type(kind.value_type))
+    if isinstance(kind, types.Struct):
+        return pa.struct([(name, arrow_type(it)) for name, it in kind.field_types.items()])
+    dtype: pa.DataType = odps_type_to_arrow_type(kind)
+    return dtype
 
 
 def explain(error: BaseException) -> str:

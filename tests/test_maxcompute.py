@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from decimal import Decimal
 from random import Random
 from typing import Any
 
@@ -145,6 +146,11 @@ KEY_COLUMNS: dict[str, tuple[str, pa.Array[Any]]] = {
 }
 OTHER_COLUMNS: dict[str, tuple[str, pa.Array[Any]]] = {
     "price": ("decimal(10,2)", pa.array(["1.50", None, "-7.00"]).cast(pa.decimal128(10, 2))),
+    "count": ("decimal(10,0)", pa.array(["15", None, "-7"]).cast(pa.decimal128(10, 0))),
+    "counts": (
+        "array<decimal(5,0)>",
+        pa.array([[Decimal(15)], None, []], pa.list_(pa.decimal128(5, 0))),
+    ),
     "day": ("date", pa.array([0, None, -40_000], pa.int32()).cast(pa.date32())),
     "at": ("datetime", pa.array([0, None, -1], pa.timestamp("ms"))),
     "stamp": ("timestamp", pa.array([1, None, -1], pa.timestamp("ns"))),

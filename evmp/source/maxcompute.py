@@ -19,17 +19,14 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
-import requests
-import urllib3
 from odps import types
 from odps.errors import ODPSError
 from odps.tunnel import TableDownloadSession
-from odps.tunnel.io.types import odps_type_to_arrow_type
 from odps.tunnel.pb.errors import DecodeError
 
 from evmp.errors import SourceError
 from evmp.key import key_values
-from evmp.maxcompute import Patience, Service, Unavailable, explain
+from evmp.maxcompute import OUTAGE, Patience, Service, Unavailable, arrow_type, explain
 from evmp.source import Row, SourceInfo
 from evmp.source.cell import Cell, Columns, cells_of
 from evmp.source.layout import KEY, missing_column
@@ -40,7 +37,6 @@ if TYPE_CHECKING:
 
 RANGE_ROWS: Final = 4096  # of one request; a damaged length would have us hold all that follows
 START_SECONDS: Final = 30.0  # that the service may take to answer at all
-OUTAGE: Final = (Unavailable, requests.RequestException, urllib3.exceptions.HTTPError, OSError)
 # What a stream raises that is cut, reset, or damaged in any byte.
 DAMAGE: Final = (
     *OUTAGE,
@@ -208,7 +204,7 @@ class MaxComputeSource:
         if name not in kinds:
             raise missing_column(self._table.uri, name, [*kinds, *self._table.partition])
         try:
-            dtype: pa.DataType = odps_type_to_arrow_type(kinds[name])
+            dtype: pa.DataType = arrow_type(kinds[name])
         except TypeError:
             raise SourceError(
                 f"{KEY}: column {name!r} of {self._table.uri} is {kinds[name]}, which cannot be "
@@ -260,11 +256,20 @@ class MaxComputeSource:
         with closing(session.open_arrow_reader(start, count, columns=columns)) as reader:
             for batch in reader:
                 keys = {
-                    name: key_values(batch.column(name))
+                    name: key_values(_retyped(batch, name, session.schema[name].type))
                     for name in self._columns.reserved
                     if name in columns
                 }
                 yield cells_of(batch.column(self._columns.image)), keys
+
+
+def _retyped(batch: pa.RecordBatch, name: str, kind: Any) -> pa.Array[Any]:
+    """Return a column of what pyodps has read, whose bytes are right where its type is not."""
+    column = batch.select([name])
+    schema = pa.schema({name: arrow_type(kind)})
+    if column.schema == schema:
+        return column.column(0)
+    return pa.ipc.read_record_batch(column.serialize(), schema).column(0)
 
 
 def _key(value: Any, is_text: bool) -> Any:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from odps import types
 from odps.tunnel.io.types import odps_type_to_arrow_type
 from odps.types import validate_data_type
 
@@ -16,6 +17,19 @@ NO_PARTITION = ""
 MAX_BLOCKS = 20_000
 MAX_FIELD_BYTES = 8 << 20
 _clock = itertools.count(1_700_000_000)
+
+
+def arrow_type(kind: types.DataType) -> pa.DataType:
+    """Return what values of a type travel as: not always what pyodps says."""
+    if isinstance(kind, types.Decimal):
+        return pa.decimal128(kind.precision, kind.scale)
+    if isinstance(kind, types.Array):
+        return pa.list_(arrow_type(kind.value_type))
+    if isinstance(kind, types.Map):
+        return pa.map_(arrow_type(kind.key_type), arrow_type(kind.value_type))
+    if isinstance(kind, types.Struct):
+        return pa.struct([(name, arrow_type(it)) for name, it in kind.field_types.items()])
+    return odps_type_to_arrow_type(kind)
 
 
 @dataclass
@@ -49,8 +63,8 @@ class Table:
     @property
     def schema(self) -> pa.Schema:
         """The columns as Arrow's."""
-        types = {name: validate_data_type(kind) for name, kind in self.types.items()}
-        return pa.schema({name: odps_type_to_arrow_type(kind) for name, kind in types.items()})
+        kinds = {name: validate_data_type(kind) for name, kind in self.types.items()}
+        return pa.schema({name: arrow_type(kind) for name, kind in kinds.items()})
 
     def put(self, rows: pa.Table, partition: str = NO_PARTITION) -> None:
         """Replace the rows of a partition; their columns are those of the table, in its order."""
