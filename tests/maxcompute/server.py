@@ -68,6 +68,8 @@ class MaxCompute:
         self.uploads: dict[str, Upload] = {}
         self.jobs: dict[str, str] = {}
         """Of each job what has made it fail; empty if nothing has."""
+        self.expires: list[str] = []
+        """Calls, each of which finds, once, that the session of an upload has expired."""
         self.faults = Faults()
         self.calls: list[tuple[str, dict[str, str]]] = []
         """What was asked for so far: the call and its query."""
@@ -182,6 +184,9 @@ class MaxCompute:
         session = self.uploads.get(name)
         if session is None:
             raise Refused(404, "NoSuchUpload", "The specified upload id does not exist.")
+        if f"upload.{action}" in self.expires:
+            self.expires.remove(f"upload.{action}")
+            session.status = "EXPIRED"
         if action == "block":
             read = wire.read_arrow if "arrow" in query else wire.read_records
             session.put(int(query["blockid"]), read(body, table.schema))
