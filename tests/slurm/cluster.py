@@ -177,16 +177,6 @@ class Cluster:
             raise subprocess.CalledProcessError(done.returncode, command, done.stdout, done.stderr)
         return done.stdout
 
-
-def require_slurm() -> None:
-    """Skip the test where Slurm neither is nor can be installed, or fail it where it must be."""
-    done = subprocess.run([INSTALL], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        reason = f"NO REAL SLURM WAS TESTED: {done.stdout.strip()}"
-        if os.environ.get("EVMP_REQUIRE_SLURM") == "1":
-            pytest.fail(f"{reason}, although EVMP_REQUIRE_SLURM=1")
-        pytest.skip(reason)
-
     def submit(self, command: str, *options: str) -> str:
         """Submit a shell's command, and return the job's id."""
         options = ("--parsable", "--output=/dev/null", *options)
@@ -246,6 +236,16 @@ def require_slurm() -> None:
     def _field(self, job: str, name: str) -> str:
         found = re.search(rf"\b{name}=(\S*)", self.call("scontrol", "show", "job", job))
         return found[1] if found else ""
+
+
+def require_slurm() -> None:
+    """Skip the test where Slurm neither is nor can be installed, or fail it where it must be."""
+    done = subprocess.run([INSTALL], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        reason = f"NO REAL SLURM WAS TESTED: {done.stdout.strip()}"
+        if os.environ.get("EVMP_REQUIRE_SLURM") == "1":
+            pytest.fail(f"{reason}, although EVMP_REQUIRE_SLURM=1")
+        pytest.skip(reason)
 
 
 @contextmanager
