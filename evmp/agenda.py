@@ -6,6 +6,7 @@ block begins, the writer sees from that to which block a row belongs, and whoeve
 by a process that finds here where to go on. Each number is written by one process alone:
 
     n_given, is_closed       the keeper, or whoever has made the agenda
+    n_settled, is_over       the keeper
     n_begun                  the reader
     n_done                   the writer
     start, stop              of each block: the keeper
@@ -33,6 +34,8 @@ class _Count(IntEnum):
     CLOSED = 1
     BEGUN = 2
     DONE = 3
+    SETTLED = 4
+    OVER = 5
 
 
 class _Part(IntEnum):
@@ -80,14 +83,24 @@ class Agenda:
         return self._words[_Count.DONE]
 
     @property
+    def n_settled(self) -> int:
+        """How many of those the keeper has settled."""
+        return self._words[_Count.SETTLED]
+
+    @property
     def is_closed(self) -> bool:
         """Whether no more blocks come."""
         return bool(self._words[_Count.CLOSED])
 
     @property
+    def is_over(self) -> bool:
+        """Whether all that is still in flight is not needed any more."""
+        return bool(self._words[_Count.OVER])
+
+    @property
     def is_full(self) -> bool:
         """Whether as many blocks are held as may be."""
-        return self.n_given - self.n_done >= self._capacity
+        return self.n_given - self.n_settled >= self._capacity
 
     # --- the keeper ---------------------------------------------------------------------------
 
@@ -103,6 +116,14 @@ class Agenda:
     def close(self) -> None:
         """Say that no more blocks come."""
         self._words[_Count.CLOSED] = 1
+
+    def settle(self, number: int) -> None:
+        """Note that the blocks before this one are forgotten; their places are taken again."""
+        self._words[_Count.SETTLED] = number
+
+    def end(self) -> None:
+        """Say that all is done, by this worker or by others."""
+        self._words[_Count.OVER] = 1
 
     # --- the reader ---------------------------------------------------------------------------
 
@@ -127,7 +148,7 @@ class Agenda:
             number += 1
         return number
 
-    def settle(self, number: int, stop: int) -> None:
+    def note(self, number: int, stop: int) -> None:
         """Note that the rows of a block are committed up to row `stop`."""
         self._set(number, _Part.COMMITTED, stop)
 

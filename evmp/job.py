@@ -256,11 +256,20 @@ class Job(BaseModel):
     )
     enableDynamicCluster: Truth = _speed(
         False,
-        "let workers take over each other's blocks; needs `useSparseClusterSchema`",
-        comes_with="clusters",
+        "let any worker take any block, and take over those of the dead; needs "
+        "`useSparseClusterSchema`",
     )
     useSparseClusterSchema: Truth = _speed(
-        False, "let workers start late and be fewer than `num_worker`", comes_with="clusters"
+        False, "let workers start late, and be more or fewer than `num_worker`"
+    )
+    lease_seconds: Number = _speed(
+        10.0,
+        "with `enableDynamicCluster`: a worker that does not show itself for so long has lost its "
+        "blocks to others",
+        own=True,
+        unit="seconds",
+        ge=1,
+        le=3600,
     )
 
     max_error_fraction: Number = _failure(

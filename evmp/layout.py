@@ -61,6 +61,7 @@ class Layout:
         n_processes: of each link of `user_process_config`.
         hops: the rings, in the order of the flow.
         own_bytes: memory that a predictor takes at least, the others being small.
+        has_keeper: whether the worker takes any block, and a process of it keeps the leases.
     """
 
     n_decoders: int
@@ -68,6 +69,7 @@ class Layout:
     n_predictors: int
     hops: tuple[Hop, ...]
     own_bytes: int
+    has_keeper: bool = False
 
     @property
     def roles(self) -> list[str]:
@@ -75,7 +77,8 @@ class Layout:
         decoders = ["decoder"] * self.n_decoders
         processes = ["process"] * sum(self.n_processes)
         predictors = ["predictor"] * self.n_predictors
-        return ["worker", "reader", *decoders, *processes, "zygote", *predictors, "writer"]
+        keeper = ["keeper"] * self.has_keeper
+        return ["worker", *keeper, "reader", *decoders, *processes, "zygote", *predictors, "writer"]
 
     @property
     def batch_rows(self) -> int:
@@ -135,6 +138,7 @@ def plan_layout(job: Job, package: ModelPackage | None) -> Layout:
         n_predictors=n_predictors,
         hops=_hops(job, package, n_predictors, n_in_flight),
         own_bytes=PREDICTOR_BYTES + _size(package.files if package else ()),
+        has_keeper=job.enableDynamicCluster,
     )
     _check_memory(job, layout)
     return layout

@@ -6,7 +6,7 @@ of a block of rows is its record, which is created once or not at all:
     grid.json                how the rows are cut into blocks, since the job began
     job.json                 the fingerprint of the job this staging place belongs to
     lock                     flock of the run that works here; says who. Workers that have a command
-                             each share it, and hold one of their own: lock.<k>-of-<n>
+                             each share it, and hold one of their own: lock.<team>.<name>
     lock.turn                flock of the one that begins or ends just now
     tmp/<run>.<start>        a block being written; swept when the run is over
     data/<start>.<id>        a finished block
@@ -34,7 +34,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from evmp.errors import ConfigError, SinkError
 from evmp.grid import Block, Grid
@@ -45,9 +45,10 @@ CHUNK_BYTES: Final = 1 << 20
 MAX_DIFFERENCES: Final = 12  # of two jobs, shown
 MAX_HOLDERS: Final = 3  # of a staging place, named
 DYING_SECONDS: Final = 2.0  # the processes of a killed run hold its lock until they are dead, too
+HINTS: Final = ("leases", "chunks", "workers")  # folders of leases; nothing depends on them
 FORMAT: Final = 1  # of the staging place; another version's is refused
 _LOCK: Final = re.compile(r"lock(\..*)?")
-_MEMBER: Final = re.compile(r"lock\.\d{5,}-of-\d{5,}")
+_MEMBER: Final = re.compile(r"lock\.[^.]+\.[^.]+")
 _DATA: Final = re.compile(r"\d{12}\.[0-9a-f]{32}")  # the name of a stage file
 
 
@@ -76,6 +77,19 @@ class Commit:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+
+class Member(NamedTuple):
+    """A command of several that share a staging place."""
+
+    team: str
+    """How many there are; those of another team are kept out."""
+    name: str
+
+    @property
+    def lock(self) -> str:
+        """The name of its lock."""
+        return f"lock.{self.team}.{self.name}"
 
 
 class Ledger:
@@ -193,14 +207,14 @@ class Ledger:
         return list(differences(begun, json.loads(text)))
 
     @contextmanager
-    def lock(self, member: tuple[int, int] | None = None) -> Iterator[None]:
-        """Hold the staging place for one run, or for one of several workers that share it.
+    def lock(self, member: Member | None = None) -> Iterator[None]:
+        """Hold the staging place for one run, or for one of several commands that share it.
 
         Args:
-            member: which worker of how many holds it; the others may, too.
+            member: which of them holds it; the others may, too.
 
         Raises:
-            SinkError: when another run holds it, or the same worker of one; says who. Also when
+            SinkError: when another run holds it, or the same member of one; says who. Also when
                 it cannot be locked.
         """
         with ExitStack() as held:
@@ -209,14 +223,13 @@ class Ledger:
                 yield
                 return
             self._hold(held, "lock", self.holders, fcntl.LOCK_SH)
-            own = _lock_of(*member)
-            label = f"worker {member[0]} of {member[1]}, "
-            self._hold(held, own, lambda: self._holders([own]), label=label)
-            size = own.partition("-")[2]
-            others = self._holders(n for n in self._member_locks() if not n.endswith(size))
-            if others:
+            self._hold(held, member.lock, lambda: self._holders([member.lock]), member=member)
+            own_team = f"lock.{member.team}."
+            others = (name for name in self._member_locks() if not name.startswith(own_team))
+            if aliens := self._holders(others):
                 raise SinkError(
-                    f"another run works on this output, of other than {member[1]} workers: {others}"
+                    f"another run works on this output, in other parts than of {member.team}: "
+                    f"{aliens}"
                 )
             yield
 
@@ -239,10 +252,9 @@ class Ledger:
         """Say who holds the staging place; empty where nobody does."""
         return self._holders(["lock"]) or self._holders(self._member_locks())
 
-    def is_shared(self, member: tuple[int, int] | None) -> bool:
+    def is_shared(self, member: Member | None) -> bool:
         """Return whether other members than this one hold the staging place. Only under lock()."""
-        own = _lock_of(*member) if member else "lock"
-        return bool(self._holders(name for name in self._member_locks() if name != own))
+        return bool(member and self._holders(set(self._member_locks()) - {member.lock}))
 
     def _hold(
         self,
@@ -250,11 +262,12 @@ class Ledger:
         name: str,
         holder: Callable[[], str],
         how: int = fcntl.LOCK_EX,
-        label: str = "",
+        member: Member | None = None,
     ) -> None:
         fd = held.enter_context(self._open_lock(name))
         self._take(fd, name, holder, how)
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        label = f"worker {member.name} of {member.team}, " if member else ""
         text = f"{label}{socket.gethostname()}, process {os.getpid()}, since {since}"
         if how == fcntl.LOCK_EX:
             with suppress(OSError):  # of a full disk: the lock is held all the same
@@ -441,7 +454,7 @@ class Ledger:
         The records go first and job.json last: whoever dies in here leaves no record without its
         rows, and none that another job could take for its own.
         """
-        for folder in ("blocks", "data", "names"):
+        for folder in ("blocks", "data", "names", *HINTS):
             self.storage.clear(folder)
         for path in self.root.iterdir():
             if path.name != "job.json" and not _LOCK.fullmatch(path.name):
@@ -450,6 +463,11 @@ class Ledger:
             if name != "job.json" and not _LOCK.fullmatch(name):
                 self.storage.delete(name)
         self.storage.delete("job.json")
+
+    def forget_hints(self) -> None:
+        """Delete what says of blocks that they are done, and is not their record."""
+        for folder in HINTS:
+            self.storage.clear(folder)
 
     def remove(self) -> None:
         """Delete the staging place, or of it what can be deleted; the locks last."""
@@ -466,10 +484,6 @@ def _has_locked(fd: int, how: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _lock_of(worker: int, n_workers: int) -> str:
-    return f"lock.{worker:05d}-of-{n_workers:05d}"
 
 
 def _record(start: int) -> str:

@@ -34,8 +34,8 @@ class State(IntEnum):
     FINISHED = 4
 
 
-# The roles of processes that see no rows: they keep the others alive.
-SUPERVISORS: Final = ("worker", "zygote")
+# The roles of processes that see no rows: they keep the others alive, or in work.
+SUPERVISORS: Final = ("worker", "keeper", "zygote")
 
 
 class Leave(IntEnum):

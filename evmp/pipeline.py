@@ -16,6 +16,7 @@ import signal
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -28,7 +29,9 @@ from evmp.engine import Engine, FrameEngine
 from evmp.errors import ConfigError, EvmpError, Interrupted
 from evmp.fit import Fit
 from evmp.grid import Block
+from evmp.keeper import Keeper
 from evmp.layout import Layout, uses_samples
+from evmp.lease import Leases
 from evmp.ledger import Ledger
 from evmp.metrics import Counter, Leave, Seat, State
 from evmp.outputdir import OutputFiles
@@ -51,7 +54,11 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS: Final = 0.5  # stages hold nothing that a kill could lose
 # Of a worker; a zygote has its own.
-_CHILDREN: Final = ("reader", "decoder", "process", "zygote", "writer")
+_CHILDREN: Final = ("keeper", "reader", "decoder", "process", "zygote", "writer")
+
+
+class _AllDone(EvmpError):
+    """Others have committed what is still in flight here."""
 
 
 class Worker:
@@ -67,6 +74,8 @@ class Worker:
         finish: called when they are done.
         rows: the rows of the input that blocks count, ascending.
         code: the folder with the user's code, where there is some.
+        lease: makes the leases of a worker of that name, where workers take any block; `todo` is
+            not asked then.
     """
 
     def __init__(
@@ -82,6 +91,7 @@ class Worker:
         finish: Callable[[], None] = lambda: None,
         rows: Sequence[int] = range(sys.maxsize),
         code: Path | None = None,
+        lease: Callable[[str], Leases] | None = None,
     ) -> None:
         self._index = index
         self._parent = os.getpid()
@@ -89,7 +99,8 @@ class Worker:
         self._ledger, self._source = ledger, source
         self._seats, self._own = seats, seats[0]
         self._todo, self._finish, self._rows = todo, finish, rows
-        self._caller = Caller(code)
+        self._caller, self._lease = Caller(code), lease
+        self._agenda: Agenda
         self._rings: list[Ring]
 
     def run(self) -> int:
@@ -101,7 +112,8 @@ class Worker:
         _native.set_process_name(self._own.process_name)
         os.sched_setaffinity(0, cpus_of(self._job, self._index))
         try:
-            self._supervise()
+            with suppress(_AllDone):
+                self._supervise()
             if not self.is_draining():
                 self._finish()
         except EvmpError as error:
@@ -137,7 +149,10 @@ class Worker:
 
     def is_draining(self) -> bool:
         """Return whether the worker shall finish what it holds and leave."""
-        return self._own.counters[Counter.LEAVE] != Leave.NOT
+        return self._leave() != Leave.NOT
+
+    def _leave(self) -> Leave:
+        return Leave(self._own.counters[Counter.LEAVE])
 
     def _make_rings(self) -> None:
         try:
@@ -157,8 +172,9 @@ class Worker:
 
     def _supervise(self) -> None:
         self._make_rings()
+        self._agenda = Agenda() if self._lease else Agenda.of(self._todo())
         Supervisor(
-            self._posts(Agenda.of(self._todo())),
+            self._posts(self._agenda),
             stall_seconds=self._job.stall_timeout_seconds,
             progress=self._progress,
             drain=self._drain,
@@ -179,7 +195,7 @@ class Worker:
             stall_seconds=self._job.stall_timeout_seconds,
             progress=self._progress,
         )
-        return [post for role in _CHILDREN for post in self._posts_of(role, make)]
+        return [post for role in _CHILDREN if role in make for post in self._posts_of(role, make)]
 
     def _posts_of(self, role: str, make: Mapping[str, Callable[[int], Stage]]) -> list[Post]:
         """Return the posts of a role, for the process that is to fill them."""
@@ -191,7 +207,7 @@ class Worker:
     def _stages(self, agenda: Agenda) -> dict[str, Callable[[int], Stage]]:
         """Return what makes the stage of a role, given its seat's number."""
         run = uuid.uuid4().hex
-        return {
+        stages: dict[str, Callable[[int], Stage]] = {
             "reader": lambda number: Reader(
                 self._job,
                 self._source,
@@ -235,6 +251,11 @@ class Worker:
                 number,
             ),
         }
+        if lease := self._lease:
+            stages["keeper"] = lambda number: Keeper(
+                lease(run), agenda, self._seats[number], self._seats[-1], self._leave
+            )
+        return stages
 
     def _hop_of(self, number: int) -> int:
         """Return which ring the process of a seat takes rows from; -1 for one that takes none."""
@@ -362,5 +383,7 @@ class Worker:
         self._own.enter(State.WAITING)
         if self._own.counters[Counter.LEAVE] == Leave.AT_ONCE:
             raise Interrupted(signal.SIGTERM)
+        if self._agenda.is_over:
+            raise _AllDone
         for i, ring in enumerate(self._rings):
             self._own.counters[Counter.FILL + i] = round(1000 * ring.fill)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -23,7 +25,8 @@ from evmp.errors import ConfigError, EvmpError, Interrupted, SinkError, TooManyF
 from evmp.grid import Block, Grid
 from evmp.job import MENDING
 from evmp.layout import Layout, plan_layout
-from evmp.ledger import Commit, differences, listed
+from evmp.lease import Leases
+from evmp.ledger import Commit, Member, differences, listed
 from evmp.metrics import Board, Counter, Leave, Seat
 from evmp.model.package import ModelPackage, check_model_type, digests_of, load_package
 from evmp.pipeline import Worker
@@ -153,11 +156,16 @@ class Run:
         """Of the input, those that this run is about; blocks and commits count them."""
         self._block_rows, self._fingerprint = plan.block_rows, plan.fingerprint
         self._n_workers = n_workers_of(plan.job, plan.rank)
+        self._is_dynamic = plan.job.enableDynamicCluster and not (fresh or retry)
+        """Whether any worker, of any command, takes any block."""
         self._own = [plan.rank.worker] if plan.rank else list(range(self._n_workers))
         """Of all workers, those that this command runs."""
-        self._suffix = f".{plan.rank.worker:05d}" if plan.rank else ""
-        self._member = (plan.rank.worker, plan.rank.n_workers) if plan.rank else None
-        self._started = time.monotonic()
+        self._member: Member | None = None
+        if self._is_dynamic:
+            self._member = Member("any", uuid.uuid4().hex[:8])
+        elif plan.rank:
+            self._member = Member(str(plan.rank.n_workers), str(plan.rank.worker))
+        self._started, self._pid = time.monotonic(), os.getpid()
         self._workers: list[int] = []
         self._code: Path | None = None
         self._is_hopeless = False
@@ -208,9 +216,13 @@ class Run:
             meter, before = self._prepare()
             self._leave_record(self._report(meter, before), "running")
             try:
-                self._supervise(meter)
-                return self._end(meter, before)
+                while True:
+                    self._supervise(meter)
+                    if report := self._end(meter, before):
+                        return report
             except EvmpError as error:
+                if self._has_lost_the_race(error):
+                    return self._report(meter, before)
                 report = self._report(meter, before)
                 self._leave(report, error)
                 if isinstance(error, Interrupted):
@@ -236,35 +248,50 @@ class Run:
                     return False
                 if self._retry:
                     self._choose_failed()
-            is_shared = ledger.is_shared(self._member)
-            ledger.open(self._fingerprint, is_shared=is_shared)
-            if not is_shared:
+            ledger.open(self._fingerprint, is_shared=ledger.is_shared(self._member))
+            if not self._member:  # which alone is sure to be alone
                 ledger.sweep()
-            wanted = Grid(len(self._rows), self._n_workers, self._block_rows)
-            self._grid = ledger.grid(wanted)
+            n_shards = 1 if self._is_dynamic else self._n_workers
+            self._grid = ledger.grid(Grid(len(self._rows), n_shards, self._block_rows))
             self._code = self._unpack_code()
             return True
 
-    def _end(self, meter: Meter, before: int) -> Report:
-        """Publish, if every worker's part is done, and no other worker has."""
+    def _end(self, meter: Meter, before: int) -> Report | None:
+        """Publish, if every worker's part is done, and nobody else has.
+
+        Returns None where any worker's part is this one's, and there is some left.
+        """
         with self._target.ledger.turn() as is_there:
             if self._member and (not is_there or self._target.finished()):
                 self._clean_up()
-                rows, failed = meter.rows()
-                report = self._report(meter, before, [])
-                return replace(report, rows=rows, failed=failed, new_rows=rows - before)
+                return self._counted(meter, before)
+            if self._is_hopeless:
+                self._judge(self._report(meter, before))
             commits = self._target.ledger.commits()
-            if sum(len(commit) for commit in commits) < len(self._rows) and self._member:
-                report = self._report(meter, before, self._of_own(commits))
-                if self._is_hopeless:
-                    self._judge(report)
-                self._leave_record(report, "shard done")
-                return replace(report, is_published=False)
+            if self._member and sum(len(commit) for commit in commits) < len(self._rows):
+                return self._rest(meter, before, commits)
             report = self._report(meter, before, commits)
             self._judge(report)
             self._publish(report)
             self._clean_up()
             return report
+
+    def _rest(self, meter: Meter, before: int, commits: Sequence[Commit]) -> Report | None:
+        """Leave what is not done to others, or, where they would, do it after all."""
+        if self._is_dynamic:
+            self._target.ledger.forget_hints()  # a record was deleted that they tell of
+            return None
+        report = self._report(meter, before, self._of_own(commits))
+        self._leave_record(report, "shard done")
+        return replace(report, is_published=False)
+
+    def _has_lost_the_race(self, error: EvmpError) -> bool:
+        """Return whether others have published meanwhile, and removed what this run works with."""
+        if not self._member or isinstance(error, Interrupted):
+            return False
+        with suppress(EvmpError):
+            return self._target.finished() is not None
+        return False
 
     def _is_nothing_left(self) -> bool:
         if not self._retry:
@@ -325,6 +352,8 @@ class Run:
 
     def _prepare(self) -> tuple[Meter, int]:
         """Return a meter over the workers that have something to do, and the rows done before."""
+        if self._is_dynamic:
+            return self._meter(self._own, (0, 0)), 0
         n_rows = self._n_own_rows()
         commits = self._of_own(self._target.ledger.commits(len(self._rows)))
         before, _ = _totals(commits)
@@ -332,37 +361,51 @@ class Run:
             self._display.note(f"{self._plan.rank}: {n_rows} of {len(self._rows)} rows")
         if before:
             self._display.note(f"resuming: {before} of {n_rows} rows are done")
-        for shortage in shortages(self._plan.here):
-            log.warning("%s", shortage)
-        self._workers = [k for k in self._own if self._left(k, commits)]
-        done = {k: _totals(self._of_worker(k, commits)) for k in self._workers}
-        elsewhere = _difference(_totals(commits), *done.values())
-        board = Board(self._plan.layout.roles, len(self._workers))
-        queues = [hop.name for hop in self._plan.layout.hops]
-        meter = Meter(board.workers, n_rows, elsewhere, queues)
-        for place, worker in enumerate(self._workers):
+        workers = [k for k in self._own if self._left(k, commits)]
+        done = {k: _totals(self._of_worker(k, commits)) for k in workers}
+        meter = self._meter(workers, _difference(_totals(commits), *done.values()))
+        for place, worker in enumerate(workers):
             meter.rebase(place, *done[worker])
         return meter, before
 
+    def _meter(self, workers: list[int], elsewhere: tuple[int, int]) -> Meter:
+        for shortage in shortages(self._plan.here):
+            log.warning("%s", shortage)
+        self._workers = workers
+        board = Board(self._plan.layout.roles, len(workers))
+        queues = [hop.name for hop in self._plan.layout.hops]
+        return Meter(board.workers, self._n_own_rows(), elsewhere, queues)
+
     def _report(self, meter: Meter, before: int, commits: Sequence[Commit] | None = None) -> Report:
-        """Report of the blocks in `commits`; without them, of those of the workers run here."""
+        """Report of the blocks in `commits`; without them, of what this command has done."""
+        if commits is None and self._is_dynamic:
+            return self._counted(meter, before)
         if commits is None:
             commits = self._of_own(self._target.ledger.commits())
         rows, failed = _totals(commits)
+        n_own = meter.rows()[0] if self._is_dynamic else _totals(self._of_own(commits))[0]
         reasons = Reasons()
         reasons.merge(commit.reasons for commit in commits)
         seconds = time.monotonic() - self._started
         return Report(
             rows,
             failed,
-            _totals(self._of_own(commits))[0] - before,
+            n_own - before,
             seconds,
             reasons.as_dict(),
             meter.readings(),
             kept=self._plan.source.n_rows - len(self._rows),
         )
 
+    def _counted(self, meter: Meter, before: int) -> Report:
+        """Report of what this command has counted, whatever became of it."""
+        rows, failed = meter.rows()
+        seconds = time.monotonic() - self._started
+        return Report(rows, failed, rows - before, seconds, {}, meter.readings())
+
     def _where(self, report: Report) -> str:
+        if self._is_dynamic:
+            return f"{report.rows} rows were done here, the others are left to others"
         failed = f", {report.failed} of them failed" if report.failed else ""
         return f"{report.rows} of {self._n_own_rows()} rows are done{failed}"
 
@@ -371,13 +414,9 @@ class Run:
 
         A run that has committed nothing leaves nothing, but for what --fresh has been told.
         """
-        with self._target.ledger.turn():
-            if self._target.ledger.is_shared(self._member):
-                is_begun = True
-            else:
-                self._target.remove_parts()
-                is_begun = self._fresh or bool(self._target.ledger.commits())
-            if not is_begun:
+        if not self._member:
+            self._target.remove_parts()
+            if report.rows == 0 and not self._fresh:
                 self._target.retreat()
                 return
         state = "stopped" if isinstance(error, Interrupted) else "failed"
@@ -389,12 +428,15 @@ class Run:
         record.update(state=state, error=error)
         with suppress(OSError):
             text = json.dumps(record, indent=1).encode()
-            self._target.ledger.storage.write(f"run{self._suffix}.json", text)
+            suffix = f".{self._member.name}" if self._member else ""
+            self._target.ledger.storage.write(f"run{suffix}.json", text)
 
     def _shard(self, worker: int) -> Block:
         return self._grid.shard(worker, self._n_workers)
 
     def _n_own_rows(self) -> int:
+        if self._is_dynamic:
+            return len(self._rows)
         return sum(len(self._shard(worker)) for worker in self._own)
 
     def _of_own(self, commits: Sequence[Commit]) -> list[Commit]:
@@ -438,8 +480,9 @@ class Run:
         def settle(place: int, cause: str) -> None:
             """What a dead worker had not committed is done, and counted, again."""
             log.info("%s goes on from its last commit", seats_of[place][0].name)
-            commits = self._of_worker(workers[place], self._target.ledger.commits())
-            meter.rebase(place, *_totals(commits))
+            if not self._is_dynamic:
+                commits = self._of_worker(workers[place], self._target.ledger.commits())
+                meter.rebase(place, *_totals(commits))
             # A worker that a stray signal has drained goes on; the job alone sends workers home.
             seats_of[place][0].counters[Counter.LEAVE] = asked
 
@@ -471,12 +514,19 @@ class Run:
             self._write_part(worker),
             self._rows,
             self._code,
+            partial(self._lease, worker) if self._is_dynamic else None,
         )
         return Post(seat=seats[0], run=process.run, settle=settle, is_group=True)
 
+    def _lease(self, worker: int, name: str) -> Leases:
+        """Return the leases of one life of a worker."""
+        about = {"host": socket.gethostname(), "pid": self._pid, "number": worker}
+        seconds = self._job.lease_seconds
+        return Leases(self._target.ledger, self._grid, name, seconds, about=about)
+
     def _write_part(self, worker: int) -> Callable[[], None]:
-        if self._retry:
-            return lambda: None  # a part is of the whole result
+        if self._retry or self._is_dynamic:
+            return lambda: None  # a part is of a shard of the whole result
         own = self._shard(worker)
         return partial(publish.write_part, self._job, self._target, worker, self._n_workers, own)
 

@@ -124,7 +124,7 @@ class Writer:
         start = planned.start
         while start < planned.stop and (stop := self._ledger.stop_of(start)) is not None:
             start = stop
-            self._agenda.settle(number, stop)
+            self._agenda.note(number, stop)
         left = Block(min(start, planned.stop), planned.stop)
         stage = self._ledger.stage(self._run, start)
         self._block = _OpenBlock(left, self._rows, stage, self._sink)
@@ -136,7 +136,7 @@ class Writer:
             try:
                 reasons = block.reasons.as_dict()
                 if self._ledger.commit(block.path, block.done, block.n_failed, reasons):
-                    self._agenda.settle(self._planned, block.done.stop)
+                    self._agenda.note(self._planned, block.done.stop)
             except OSError as error:
                 raise SinkError(
                     f"block of row {block.done.start} cannot be committed: {error}; what was "

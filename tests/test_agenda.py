@@ -42,10 +42,11 @@ def test_agenda_takes_more_blocks_as_the_writer_gets_on() -> None:
     for number in range(50):
         agenda.give(Block(number, number + 1))
         agenda.begin(number, number)
-        agenda.settle(number, number + 1)
+        agenda.note(number, number + 1)
         assert agenda.is_full == (number > 0)
         if number:
             agenda.finish(number)
+            agenda.settle(agenda.n_done)
             assert agenda[number - 1] == Block(number - 1, number)
             assert agenda.committed(number) == number + 1
 

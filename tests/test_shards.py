@@ -65,7 +65,7 @@ def test_workers_with_a_command_each_make_the_same_result(
         assert "another run works on this output: worker " in refused.stderr
         assert "worker 1 of 3, " in refused.stderr
         assert f"process {second.pid}, since " in refused.stderr
-    assert "of other than 4 workers: worker " in other_size.stderr
+    assert "in other parts than of 4: worker " in other_size.stderr
     for process, k in ((first, 0), (third, 2)):
         line = last_line(process)
         assert process.returncode == 0

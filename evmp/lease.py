@@ -1,0 +1,332 @@
+"""Who works on which block, where any worker may take any: leases in the ledger's storage.
+
+    workers/<worker>                        what a worker does; renewed while it lives
+    leases/<chunk>/<start>.<generation>     a worker's claim to the block that begins at row `start`
+    leases/<chunk>/<start>-<stop>           says that these rows are committed
+    chunks/<chunk>                          says that all rows of a chunk are
+
+A lease lives as long as its worker, which has shown itself within the last seconds by the storage's
+own clock: clocks of machines are never compared. The lease of a dead worker is left as it is; the
+next generation of it goes to whoever creates that first. None of this decides what counts, which
+the records of the ledger do. A worker that was taken for dead, and is not, loses some time.
+
+Nobody lists everything. The blocks lie in chunks of a few hundred; a worker looks into one chunk
+after the other, in an order of its own, and takes blocks of it at random. It watches one other
+worker, the next by name, and what that one held it takes over.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from evmp.grid import Block, Grid
+from evmp.ledger import Ledger
+
+CHUNK_CELLS: Final = 500  # of the grid; a storage lists their leases in one answer
+RENEWALS: Final = 5  # in the time of a lease
+DEAD: Final = 0.8  # of that time without a sign; the rest is for finding out
+LOOKS: Final = 4  # into chunks, before a worker takes a rest
+MISSES: Final = 3  # blocks that others were faster to take, before a chunk is looked at again
+JUDGED: Final = 8  # leases that one look asks for their worker
+MIN_PAUSE_SECONDS: Final = 0.05
+_LEASE: Final = re.compile(r"(\d{12})\.(\d{4,})")
+_DONE: Final = re.compile(r"(\d{12})-(\d{12})")
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rows [start, stop) that are not committed, and how often they were leased."""
+
+    start: int
+    stop: int
+    generation: int = 0
+
+
+@dataclass(slots=True)
+class _View:
+    """What a look into a chunk has shown, in random order."""
+
+    chunk: int
+    free: list[Unit] = field(default_factory=list)
+    leased: list[Unit] = field(default_factory=list)
+    n_misses: int = 0
+
+
+class Leases:
+    """The leases of one worker. Used by one process.
+
+    Args:
+        ledger, grid: of the job.
+        worker: a name that no other worker has, nor a predecessor.
+        seconds: a worker that does not show itself for so long is dead.
+        clock: seconds since any time.
+        about: told to whoever asks what the workers do.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        grid: Grid,
+        worker: str,
+        seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+        about: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._ledger, self._storage, self._grid = ledger, ledger.storage, grid
+        self._worker, self._seconds, self._clock = worker, seconds, clock
+        self._about = dict(about or {})
+        self._chance = random.Random(worker)
+        self._held: dict[int, tuple[Unit, float]] = {}
+        self._found: deque[Unit] = deque()
+        self._view: _View | None = None
+        self._chunks: list[int] = []
+        self._done_chunks: set[int] = set()
+        self._n_chunks = -(-len(grid) // CHUNK_CELLS)
+        self._alive: dict[str, float] = {}
+        self._neighbour = ""
+        self._offset, self._due, self._read_clock = 0.0, 0.0, 0.0
+        self._idle_since: float | None = None
+        self._n_rests = 0
+        self._longest = seconds
+        self.is_complete = False
+        """Whether every row is committed."""
+
+    # --- being alive --------------------------------------------------------------------------
+
+    @property
+    def has_found(self) -> bool:
+        """Whether blocks of a dead worker wait to be claimed."""
+        return bool(self._found)
+
+    @property
+    def pause_seconds(self) -> float:
+        """How long to wait after a claim that has found nothing."""
+        pause: float = MIN_PAUSE_SECONDS * 2 ** min(self._n_rests, 10)
+        return min(pause, self._seconds * (1 - DEAD) / 2) * self._chance.uniform(0.5, 1)
+
+    def renew(self, **about: Any) -> None:
+        """Show that the worker lives, if it is time, and look whether its neighbour does.
+
+        Args:
+            about: what has changed of what it does.
+        """
+        self._about.update(about)
+        if self._clock() >= self._due:
+            self._show()
+        if self._clock() >= self._read_clock:
+            # What comes after the answer is not counted: others seem younger than they are.
+            shown = self._storage.stat(f"workers/{self._worker}").modified
+            self._offset = shown - self._clock()
+            self._read_clock = self._clock() + self._seconds
+        self._watch()
+
+    def resume(self, held: Collection[int]) -> None:
+        """Go on for a process of the same worker that has died.
+
+        Args:
+            held: where the blocks begin that the worker has been given and has not done with.
+        """
+        shown = self._read(f"workers/{self._worker}").get("held", ())
+        for unit in (Unit(*map(int, it)) for it in shown):
+            self._held[unit.start] = unit, self._clock()
+            if unit.start not in held:
+                self._hand_back(unit)
+
+    def leave(self) -> None:
+        """Hand back what is held, and show no more."""
+        for unit, _ in list(self._held.values()):
+            self._hand_back(unit)
+        self._storage.delete(f"workers/{self._worker}")
+
+    def _hand_back(self, unit: Unit) -> None:
+        del self._held[unit.start]
+        self._storage.delete(self._lease(unit.start, unit.generation))
+
+    def _show(self) -> None:
+        held = [[unit.start, unit.stop, unit.generation] for unit, _ in self._held.values()]
+        shown = json.dumps({**self._about, "held": held}).encode()
+        self._storage.write(f"workers/{self._worker}", shown)
+        self._due = self._clock() + self._seconds / RENEWALS
+
+    def _now(self) -> float:
+        """Return the time by the storage's clock, or a little less."""
+        return self._clock() + self._offset
+
+    def _is_dead(self, worker: str) -> bool:
+        """Return whether a worker has not shown itself for long. Asks again only when it may."""
+        if worker == self._worker:  # a lease of its own that it does not know of
+            return True
+        if self._alive.get(worker, 0.0) > self._now():
+            return False
+        try:
+            shown = self._storage.stat(f"workers/{worker}").modified
+        except FileNotFoundError:
+            return True
+        self._alive[worker] = shown + DEAD * self._seconds
+        return self._alive[worker] < self._now()
+
+    def _watch(self) -> None:
+        """Find out what dead neighbours held, up to the first that lives."""
+        if self._neighbour and not self._is_dead(self._neighbour):
+            return
+        names = [name.partition("/")[2] for name in self._storage.names("workers")]
+        for neighbour in _after(names, self._worker):
+            self._neighbour = neighbour
+            if not self._is_dead(neighbour):
+                return
+            self._inherit(neighbour)
+        self._neighbour = ""
+
+    def _inherit(self, worker: str) -> None:
+        with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+            shown = json.loads(self._storage.read(f"workers/{worker}"))
+            self._found.extend(Unit(*map(int, held)) for held in shown["held"])
+        self._storage.delete(f"workers/{worker}")
+
+    # --- blocks -------------------------------------------------------------------------------
+
+    def claim(self) -> Block | None:
+        """Take a block that nobody works on. Returns None where there is none just now."""
+        block = self._claim()
+        if block is not None:
+            self._n_rests, self._idle_since = 0, None
+            return block
+        self._n_rests += 1
+        if self._idle_since is None:
+            self._idle_since = self._clock()
+        return None
+
+    def done(self, start: int, stop: int) -> None:
+        """Note that what was claimed from row `start` on is committed up to row `stop`."""
+        _, since = self._held.pop(start, (None, self._clock()))
+        self._longest = max(self._longest, 2 * (self._clock() - since))
+        if stop <= start:  # another was first: how far did it come?
+            stop = self._ledger.stop_of(start) or start
+        if stop > start:
+            self._mark(start, stop)
+
+    def _claim(self) -> Block | None:
+        while self._found:
+            if block := self._take(self._found.popleft()):
+                return block
+        for _ in range(min(LOOKS, self._n_chunks or 1)):
+            view = self._view or self._look()
+            if view is None:
+                return None
+            while view.free and view.n_misses < MISSES:
+                if block := self._take(view.free.pop()):
+                    return block
+                view.n_misses += 1
+            again = view.chunk if view.free else None
+            self._view = None
+            if again is not None:
+                self._chunks.append(again)
+            for unit in view.leased[:JUDGED]:
+                lease = self._read(self._lease(unit.start, unit.generation))
+                if self._is_dead(str(lease.get("worker"))):
+                    return self._take(unit)
+                if self._is_worth_a_race(lease):
+                    return self._take(unit, again=True)
+        return None
+
+    def _take(self, unit: Unit, *, again: bool = False) -> Block | None:
+        """Create the next lease of a unit. Returns its rows, unless another was faster."""
+        generation = unit.generation + 1
+        lease = {"worker": self._worker, "since": self._now(), "again": again}
+        name = self._lease(unit.start, generation)
+        if unit.start in self._held or not self._storage.create(name, json.dumps(lease).encode()):
+            return None
+        if (stop := self._ledger.stop_of(unit.start)) is not None:
+            self._mark(unit.start, stop)
+            return None
+        self._held[unit.start] = Unit(unit.start, unit.stop, generation), self._clock()
+        self._show()
+        return Block(unit.start, unit.stop)
+
+    def _is_worth_a_race(self, lease: Mapping[str, Any]) -> bool:
+        """Return whether a block takes its worker so long that an idle one may try it, too."""
+        idle = 0.0 if self._idle_since is None else self._clock() - self._idle_since
+        age = self._now() - float(lease.get("since", self._now()))
+        return idle > self._seconds and age > self._longest and not lease.get("again")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            lease = json.loads(self._storage.read(name))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return lease if isinstance(lease, dict) else {}
+
+    # --- chunks -------------------------------------------------------------------------------
+
+    def _look(self) -> _View | None:
+        """Look into the next chunk that is not done. Returns None when all are."""
+        if not self._chunks:
+            names = self._storage.names("chunks")
+            self._done_chunks.update(int(name.partition("/")[2]) for name in names)
+            self._chunks = [k for k in range(self._n_chunks) if k not in self._done_chunks]
+            self._chance.shuffle(self._chunks)
+        while self._chunks:
+            chunk = self._chunks.pop()
+            if chunk not in self._done_chunks:
+                self._view = self._seen(chunk)
+                return self._view
+        self.is_complete = len(self._done_chunks) == self._n_chunks
+        return None
+
+    def _seen(self, chunk: int) -> _View:
+        view = _View(chunk)
+        for unit in self._units(chunk):
+            (view.leased if unit.generation else view.free).append(unit)
+        if not view.free and not view.leased:
+            self._storage.create(f"chunks/{chunk:06d}", b"")
+            self._done_chunks.add(chunk)
+        view.leased = [unit for unit in view.leased if unit.start not in self._held]
+        self._chance.shuffle(view.free)
+        self._chance.shuffle(view.leased)
+        return view
+
+    def _units(self, chunk: int) -> Iterator[Unit]:
+        """Yield what is not known to be committed of each cell of a chunk."""
+        leased, done = dict[int, int](), dict[int, int]()
+        for name in self._storage.names(_folder(chunk)):
+            own = name.rpartition("/")[2]
+            if found := _LEASE.fullmatch(own):
+                start, generation = map(int, found.groups())
+                leased[start] = max(generation, leased.get(start, 0))
+            elif found := _DONE.fullmatch(own):
+                start, stop = map(int, found.groups())
+                done[start] = max(stop, done.get(start, 0))
+        last = min(len(self._grid), (chunk + 1) * CHUNK_CELLS)
+        for cell in map(self._grid.__getitem__, range(chunk * CHUNK_CELLS, last)):
+            at = cell.start
+            while at in done:
+                at = done[at]
+            if at < cell.stop:
+                yield Unit(at, cell.stop, leased.get(at, 0))
+
+    def _mark(self, start: int, stop: int) -> None:
+        self._storage.create(f"{self._folder_of(start)}/{start:012d}-{stop:012d}", b"")
+
+    def _lease(self, start: int, generation: int) -> str:
+        return f"{self._folder_of(start)}/{start:012d}.{generation:04d}"
+
+    def _folder_of(self, start: int) -> str:
+        return _folder(self._grid.cell_of(start) // CHUNK_CELLS)
+
+
+def _folder(chunk: int) -> str:
+    return f"leases/{chunk:06d}"
+
+
+def _after(names: list[str], own: str) -> list[str]:
+    """Return the names behind one's own, in a circle."""
+    others = sorted(name for name in names if name != own)
+    return [*(name for name in others if name > own), *(name for name in others if name < own)]

@@ -1,0 +1,96 @@
+"""Workers of any block: they come and go, die and pause, and no byte of the result shows it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from jobfolder import SECONDS, JobFolder, kill, wait_for
+
+N_ROWS = 96
+DYNAMIC = {"enableDynamicCluster": True, "useSparseClusterSchema": True, "lease_seconds": 1}
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed_job: Callable[..., Path]) -> Path:
+    """The folder of a slow job that one command has done, with static shards."""
+    return undisturbed_job(N_ROWS, steps=400, block_rows=4)
+
+
+@pytest.fixture
+def open_job(job: JobFolder, whole: Path) -> JobFolder:
+    """The job of `whole`, to be done elsewhere by whoever comes."""
+    keys = yaml.safe_load((whole / "job.yaml").read_text())
+    (job.path / "job.yaml").write_text(yaml.safe_dump({**keys, **DYNAMIC, "queue_size": 8}))
+    return job
+
+
+def staging(job: JobFolder) -> Path:
+    return job.path / "out.jsonl.evmp"
+
+
+def owners(job: JobFolder) -> dict[str, int]:
+    """Return which command each worker is of that shows itself."""
+    shown = {}
+    for file in (staging(job) / "workers").glob("*"):
+        with suppress(FileNotFoundError):  # it has just left
+            shown[file.name] = int(json.loads(file.read_text())["pid"])
+    return shown
+
+
+def start(job: JobFolder, worker: str) -> subprocess.Popen[str]:
+    """Start a worker, and wait until it holds a block."""
+    process = job.start("--worker", worker)
+    wait_for(process, lambda: process.pid in owners(job).values())
+    return process
+
+
+def signal_all(process: subprocess.Popen[str], signum: int) -> None:
+    """Signal all processes of a command."""
+    family = psutil.Process(process.pid)
+    for member in [family, *family.children(recursive=True)]:
+        member.send_signal(signum)
+
+
+def check(job: JobFolder, whole: Path) -> None:
+    assert (job.path / "out.jsonl").read_bytes() == (whole / "out.jsonl").read_bytes()
+    assert job.leftovers() == []
+
+
+def test_one_command_does_all_by_leases(open_job: JobFolder, whole: Path) -> None:
+    done = open_job.run("-Dnum_worker=2")
+
+    assert done.returncode == 0, done.stderr
+    check(open_job, whole)
+    record = json.loads((open_job.path / "out.jsonl.evmp.json").read_bytes())
+    assert (record["rows"], record["failed"], record["run"]["rows"]) == (N_ROWS, 1, N_ROWS)
+    assert "keeper" not in record["run"]["stages"]
+    assert "already done" in open_job.run("--worker", "3/9").stderr
+
+
+def test_workers_come_and_go_while_the_job_goes_on(open_job: JobFolder, whole: Path) -> None:
+    killed, paused = start(open_job, "0/3"), start(open_job, "1/3")
+    signal_all(paused, signal.SIGSTOP)
+    kill(killed)
+    leaving = start(open_job, "2/3")
+    leaving.send_signal(signal.SIGTERM)
+    _, errors = leaving.communicate(timeout=SECONDS)
+    refused = open_job.run("-DenableDynamicCluster=false", "--worker", "1/2")
+    joined = open_job.start()  # with two workers of its own
+    wait_for(joined, lambda: paused.pid not in owners(open_job).values())
+    signal_all(paused, signal.SIGCONT)
+
+    assert leaving.returncode == 143, errors
+    assert " rows were done here, the others are left to others; run " in errors.splitlines()[-1]
+    assert "in other parts than of 2: worker " in refused.stderr
+    for process in (joined, paused):
+        _, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, errors
+    check(open_job, whole)
