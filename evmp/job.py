@@ -326,6 +326,13 @@ class Job(BaseModel):
     odps_tunnel_endpoint: Endpoint = _cloud(
         "", "where its tunnel is, for the data; asked of `odps_endpoint` if left out", own=True
     )
+    storage_timeout_seconds: Number = _cloud(
+        120.0,
+        "the time for one request about an output or a staging place on OSS, with further attempts",
+        unit="seconds",
+        own=True,
+        gt=0,
+    )
     ossHost: str = _cloud(
         "",
         "the OSS host of `oss://<bucket>/<path>` paths whose bucket `buckets` does not name",

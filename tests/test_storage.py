@@ -4,22 +4,63 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from forked import fork, wait
+from ossserver import KEY_ID, KEY_SECRET, REGION, OssServer, serving_oss
+from test_remote_http import job_of
 
 from evmp.storage import Storage
 from evmp.storage.local import LocalStorage
+from evmp.storage.oss import OssStorage
 
 
-@pytest.fixture(params=["local"])
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[OssServer]:
+    """An OSS with two buckets, whose credentials are in the environment."""
+    monkeypatch.setenv("OSS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", KEY_SECRET)
+    with serving_oss() as server:
+        server.objects = {"bkt": {}, "other": {}}
+        yield server
+
+
+@pytest.fixture
+def oss_of(server: OssServer, tmp_path: Path) -> Iterator[Callable[..., OssStorage]]:
+    """`oss_of("oss://bkt/folder", connect_timeout_seconds=3)`: a storage; closed at the end."""
+    made: list[OssStorage] = []
+    (tmp_path / "drafts").mkdir(exist_ok=True)
+
+    def oss_of(uri: str = "oss://bkt/some where/+%", **keys: Any) -> OssStorage:
+        job = job_of(ossHost=server.endpoint, **keys)
+        made.append(OssStorage(uri, job, tmp_path / "drafts"))
+        return made[-1]
+
+    yield oss_of
+    for storage in made:
+        storage.close()
+
+
+@pytest.fixture
+def oss(oss_of: Callable[..., OssStorage]) -> OssStorage:
+    """An empty storage."""
+    return oss_of()
+
+
+@pytest.fixture(params=["local", "oss", "oss V4"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """An empty storage."""
-    assert request.param == "local"
-    (tmp_path / "root").mkdir()
-    (tmp_path / "drafts").mkdir()
-    return LocalStorage(tmp_path / "root", tmp_path / "drafts")
+    if request.param == "local":
+        (tmp_path / "root").mkdir()
+        (tmp_path / "drafts").mkdir()
+        return LocalStorage(tmp_path / "root", tmp_path / "drafts")
+    if request.param == "oss V4":
+        request.getfixturevalue("monkeypatch").setenv("OSS_REGION", REGION)
+    storage: OssStorage = request.getfixturevalue("oss")
+    return storage
 
 
 @pytest.fixture
@@ -238,3 +279,118 @@ def test_draft_that_cannot_be_written_is_removed(
         local.create("one", b"data")
     assert not (tmp_path / "one").exists()
     assert list((tmp_path / "drafts").iterdir()) == []
+
+
+# --- OSS ------------------------------------------------------------------------------------------
+
+
+def test_lost_answer_of_creation_is_understood(server: OssServer, oss: OssStorage) -> None:
+    key = oss.key("it/one")
+    server.fail(key, "lose", "lose", 503)
+
+    assert oss.create("it/one", b"mine")
+
+    server.fail(key, "reset", "lose")
+    assert not oss.create("it/one", b"another's")
+    assert oss.read("it/one") == b"mine"
+
+
+def test_what_oss_forbids_is_told_with_its_code(
+    server: OssServer, oss: OssStorage, oss_of: Callable[..., OssStorage]
+) -> None:
+    server.denied.add(oss.key("it/secret"))
+
+    for ask in (oss.read, oss.stat, lambda name: oss.write(name, b""), oss.delete):
+        with pytest.raises(
+            OSError, match=r"403 AccessDenied: '?oss://bkt/some where/\+%/it/secret"
+        ):
+            ask("it/secret")
+    with pytest.raises(OSError, match="404 NoSuchBucket"):
+        oss_of("oss://none/x").create("a", b"")
+    with pytest.raises(OSError, match="404 NoSuchBucket"):
+        oss_of("oss://none/x").stat("a")
+    with pytest.raises(OSError, match="404 NoSuchBucket"):
+        oss_of("oss://none/x").names("a")
+
+
+def test_time_is_limited(server: OssServer, oss_of: Callable[..., OssStorage]) -> None:
+    oss = oss_of(storage_timeout_seconds=0.3)
+    server.fail(oss.key("one"), *[503] * 100)
+
+    with pytest.raises(OSError, match="503 SlowDown; no time for another attempt"):
+        oss.read("one")
+
+
+def test_large_object_goes_in_parts_and_comes_in_ranges_whatever_fails(
+    server: OssServer, oss: OssStorage, tmp_path: Path
+) -> None:
+    data = os.urandom(1 << 20) * 18
+    (tmp_path / "large").write_bytes(data)
+    server.fail(oss.key("it/large"), "lose", 0, "reset", 500, "lose", 0, "lose")
+
+    oss.adopt(tmp_path / "large", "it/large")
+    server.fail(oss.key("it/large"), "lose", 0, "cut", "lose", 503)
+    found = b"".join(oss.stream("it/large"))
+    server.fail(oss.key("it/large"), 0, "flip")
+    with pytest.raises(OSError, match="another CRC64"):
+        b"".join(oss.stream("it/large"))
+
+    server.fail(oss.key("it/large"), 0, "flip", 0)
+    with oss.file("it/large") as file:
+        assert file.read_bytes() == found == data
+    assert server.calls["put_part"] >= 3
+    assert all(not upload.parts for upload in server.uploads.values())
+
+
+def test_objects_are_joined_where_they_are(
+    server: OssServer, oss: OssStorage, oss_of: Callable[..., OssStorage]
+) -> None:
+    other = oss_of("oss://other/x")
+    sizes = [50_000, 200_000, 10, 300_000, 150_000, 99_999, 1, 0, 200_000, 7]
+    pieces = [os.urandom(size) for size in sizes]
+    for number, piece in enumerate(pieces):
+        oss.write(f"it/{number}", piece)
+
+    other.copy(oss, [f"it/{number}" for number in range(len(pieces))], "joined")
+
+    assert other.read("joined") == b"".join(pieces)
+    assert server.calls["copy_part"] >= 2
+    assert server.uploads == {}
+
+
+def test_object_that_somebody_has_changed_is_not_joined(server: OssServer, oss: OssStorage) -> None:
+    oss.write("it/one", b"x" * 200_000)
+    server.objects["bkt"][oss.key("it/one")] = b"y" * 200_000
+
+    with pytest.raises(OSError, match="somebody else has changed the object"):
+        oss.copy(oss, ["it/one"], "joined")
+    assert oss.names("", "joined") == []
+
+
+def test_long_lists_come_in_pages(server: OssServer, oss: OssStorage) -> None:
+    names = [f"it/{number:05d} 图" for number in range(2500)]
+    server.objects["bkt"].update({oss.key(name): b"" for name in names})
+    server.objects["bkt"][oss.key("it/folder/x")] = b""
+    server.page = 700
+
+    assert oss.names("it") == names
+
+    oss.clear("it")
+    assert server.objects["bkt"] == {}
+
+
+def test_upload_that_its_maker_has_left_is_found_and_aborted(
+    server: OssServer, oss: OssStorage
+) -> None:
+    def die() -> int:
+        with oss.upload("it/large") as upload:
+            upload.add(bytes(20 << 20))
+            os._exit(7)
+
+    assert wait(fork(die)) == 7
+    assert [name for name, _ in oss.uploads("it/")] == ["it/large"]
+
+    oss.clear("it")
+
+    assert server.uploads == {}
+    oss.abort("it/large", "over already")

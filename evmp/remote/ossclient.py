@@ -139,6 +139,8 @@ class OssClient:
         except InconsistentError:
             raise Again("the object has come with another CRC64 than it was sent with") from None
         except OssError as error:
+            if error.code == "InvalidDigest":
+                raise Again("what was sent has come damaged") from None
             message = f"{error.status} {error.code or 'without a reason'}"
             raise failure_of(error.status, message, error.headers) from None
 

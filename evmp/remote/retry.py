@@ -6,9 +6,11 @@ import random
 import time
 from collections.abc import Callable
 from itertools import count
-from typing import Final
+from typing import Final, TypeVar
 
 from evmp.errors import DownloadError
+
+T = TypeVar("T")
 
 FIRST_PAUSE_SECONDS: Final = 0.25  # the longest before the second attempt, doubled for the next
 MAX_PAUSE_SECONDS: Final = 8.0
@@ -60,7 +62,7 @@ class Deadline:
             raise DownloadError(f"not done within {self._seconds:g} seconds; raise {self._key}")
 
 
-def persist(attempt: Callable[[], bytes], deadline: Deadline, n_retries: int) -> bytes:
+def persist(attempt: Callable[[], T], deadline: Deadline, n_retries: int) -> T:
     """Return what `attempt` does, which is called again, after a pause, where it raises Again.
 
     The pauses are drawn at random up to a growing bound, so that those who have failed together do

@@ -3,7 +3,7 @@
 An object's name has parts joined by `/`; a folder is what names begin with, and needs not be made.
 Nothing of an object can be seen before all of it is there, and what a call that has returned has
 made outlasts a loss of power. Members: `local`, a directory of a disk or of a file system that
-machines share.
+machines share; `oss`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from evmp.errors import ConfigError
+from evmp.value import scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -94,14 +97,23 @@ class Storage(Protocol):
         """Return the time by the clock that `Status.modified` is of, in seconds since 1970."""
 
 
-def open_storage(uri: str, job: Job) -> Storage:
-    """Return the storage below a directory.
+def open_storage(uri: str, job: Job, drafts: Path) -> Storage:
+    """Return the storage below a directory, or below a prefix of a bucket.
 
     Args:
-        uri: of the directory, which need not be there.
+        uri: of the directory, which need not be there, or `oss://...`.
         job: says how to reach it.
+        drafts: a folder of this machine, for a directory one of its file system.
+
+    Raises:
+        ConfigError: when there is no such storage.
     """
+    if scheme(uri) == "oss":
+        try:
+            from evmp.storage.oss import OssStorage
+        except ImportError:
+            raise ConfigError("oss:// needs oss2: pip install evmp[oss]") from None
+        return OssStorage(uri, job, drafts)
     from evmp.storage.local import LocalStorage
 
-    root = Path(uri)
-    return LocalStorage(root, root / "tmp")
+    return LocalStorage(Path(uri), drafts)

@@ -1,0 +1,384 @@
+"""Objects of Alibaba Cloud OSS: those of a bucket whose keys begin with a prefix.
+
+OSS shows an object when all of it is there, and what it has answered is kept. It creates an object
+once by `x-oss-forbid-overwrite`. An answer can be lost after the effect, so every object that we
+make carries an id of its maker, which tells afterwards whose it is. What is sent goes with its MD5
+or is compared by its CRC64, and what comes is compared by CRC64, too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from email.utils import parsedate_to_datetime
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+from oss2.exceptions import OssError
+from oss2.utils import Crc64, content_md5
+
+from evmp.errors import ConfigError, DownloadError
+from evmp.remote.body import read_body
+from evmp.remote.failure import dismiss, told
+from evmp.remote.oss import CRC_HEADER
+from evmp.remote.ossclient import OssClient, Places
+from evmp.remote.retry import Again, Deadline, persist
+from evmp.storage import Status, Storage
+from evmp.storage.upload import PART_BYTES, Upload
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+
+T = TypeVar("T")
+
+N_CONNECTIONS: Final = 8
+MAX_RETRIES: Final = 1000  # time is over before
+FETCH_TRIES: Final = 3  # at an object that comes damaged
+PAGE_KEYS: Final = 1000  # what OSS lists, and deletes, at once
+MAKER: Final = "x-oss-meta-evmp-maker"
+
+
+class Head(NamedTuple):
+    """What OSS tells of an object."""
+
+    size: int
+    modified: float
+    etag: str
+    crc64: int
+    maker: str
+    """The id that its maker has left with it; empty if that was not evmp."""
+
+
+class OssStorage:
+    """The objects below `oss://<bucket>[.<oss_host>]/<prefix>`; see Storage.
+
+    Args:
+        uri: without the `/` behind the prefix.
+        job: says how to reach it.
+        drafts: a folder of this machine for objects that are wanted as files.
+
+    Attributes:
+        place: where it is.
+
+    Raises:
+        ConfigError: when the path leads to no host of OSS.
+    """
+
+    def __init__(self, uri: str, job: Job, drafts: Path) -> None:
+        self._uri, self._job, self._drafts = uri, job, drafts
+        try:
+            self.place = Places(job).find(f"{uri}/-")
+        except DownloadError as error:
+            raise ConfigError(f"{uri}: {error}") from None
+        self._prefix = self.place.key[:-1]
+        self._client: OssClient | None = None
+        self._pid = 0
+
+    def uri(self, name: str = "") -> str:
+        """Return the URI; see Storage."""
+        return f"{self._uri}/{name}" if name else self._uri
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put it where there is none; see Storage."""
+        try:
+            self.put(name, data, once=True)
+        except FileExistsError:
+            return False
+        return True
+
+    def write(self, name: str, data: bytes) -> None:
+        """Put it; see Storage."""
+        self.put(name, data)
+
+    def adopt(self, file: Path, name: str) -> None:
+        """Send it, in parts where it is large; see Storage."""
+        with open(file, "rb") as opened, self.upload(name) as upload:
+            while chunk := opened.read(PART_BYTES):
+                upload.add(chunk)
+            upload.complete()
+
+    def copy(self, source: Storage, names: Sequence[str], name: str) -> None:
+        """Have OSS copy what it has, and send the rest; see Storage."""
+        with self.upload(name) as upload:
+            for it in names:
+                if isinstance(source, OssStorage):
+                    upload.add_object(source, it)
+                else:
+                    for chunk in source.stream(it):
+                        upload.add(chunk)
+            upload.complete()
+
+    def read(self, name: str) -> bytes:
+        """Get it in one request; see Storage."""
+        return self.ask(lambda bucket: self._get(bucket, name, {}), name)
+
+    def stream(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        """Get ranges, one after the other, all of the same object; see Storage."""
+        head, crc, at = self.head(name), Crc64(0), start
+        last = head.size if stop is None else min(stop, head.size)
+        while at < last:
+            end = min(at + PART_BYTES, last)
+            wanted = {"Range": f"bytes={at}-{end - 1}", "If-Match": head.etag}
+            chunk = self.ask(partial(self._get, name=name, headers=wanted), name)
+            if len(chunk) != end - at:
+                raise OSError(errno.EIO, "a range has come with another length", self.uri(name))
+            crc.update(chunk)
+            yield chunk
+            at = end
+        if start == 0 and last == head.size and crc.crc != head.crc64:
+            raise OSError(errno.EBADMSG, "the object has come with another CRC64", self.uri(name))
+
+    @contextmanager
+    def file(self, name: str) -> Iterator[Path]:
+        """Fetch it to a file, which is deleted at the end; see Storage."""
+        draft = self._drafts / uuid.uuid4().hex
+        try:
+            self._fetch(name, draft)
+            yield draft
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(draft)
+
+    def _fetch(self, name: str, draft: Path) -> None:
+        for n_left in reversed(range(FETCH_TRIES)):
+            try:
+                with open(draft, "wb") as file:
+                    for chunk in self.stream(name):
+                        file.write(chunk)
+                return
+            except OSError as error:
+                if error.errno != errno.EBADMSG or not n_left:
+                    raise
+
+    def stat(self, name: str) -> Status:
+        """Ask for its head; see Storage."""
+        head = self.head(name)
+        return Status(head.size, head.modified, head.etag)
+
+    def names(self, folder: str, start: str = "") -> list[str]:
+        """List the keys with a prefix; see Storage."""
+        prefix = self.key(f"{folder}/{start}" if folder else start)
+        return sorted(self._name(key) for page in self._pages(prefix, "/") for key in page)
+
+    def delete(self, name: str) -> None:
+        """Delete it; see Storage."""
+        self.ask(lambda bucket: bucket.delete_object(self.key(name)), name)
+
+    def clear(self, folder: str) -> None:
+        """Delete many at a time, and abort what is being sent there; see Storage."""
+        for page in self._pages(self.key(f"{folder}/"), ""):
+            if page:
+                self.ask(partial(_delete_all, keys=page), folder)
+        for name, upload in self.uploads(f"{folder}/"):
+            self.abort(name, upload)
+
+    def now(self) -> float:
+        """Ask for an object, and look at the date of the answer; see Storage."""
+
+        def attempt(bucket: Any) -> str:
+            try:
+                return str(bucket.head_object(self.key("now")).headers["Date"])
+            except OssError as error:
+                if error.status != 404:
+                    raise
+                return str(error.headers["Date"])
+
+        return parsedate_to_datetime(self.ask(attempt, "now")).timestamp()
+
+    # --- what only OSS has --------------------------------------------------------------------
+
+    def key(self, name: str) -> str:
+        """Return the key of an object, or what the keys of several begin with."""
+        return f"{self._prefix}{name}"
+
+    def put(self, name: str, data: bytes, *, maker: str = "", once: bool = False) -> None:
+        """Make an object in one request.
+
+        Args:
+            maker: the id that tells whose it is; by default a new one.
+            once: not where there is one already.
+
+        Raises:
+            FileExistsError: there is one, of another maker.
+        """
+        maker = maker or uuid.uuid4().hex
+        headers = {**self.made_by(maker), "Content-MD5": content_md5(data)}
+        if once:
+            headers["x-oss-forbid-overwrite"] = "true"
+
+        def attempt(bucket: Any) -> None:
+            try:
+                bucket.put_object(self.key(name), data, headers=headers)
+            except OssError as error:
+                if error.code != "FileAlreadyExists":
+                    raise
+                if self.maker_in(bucket, name) != maker:
+                    strerror = os.strerror(errno.EEXIST)
+                    raise FileExistsError(errno.EEXIST, strerror, self.uri(name)) from None
+
+        self.ask(attempt, name)
+
+    def head(self, name: str) -> Head:
+        """Return what OSS tells of an object.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        answer = self.ask(lambda bucket: bucket.head_object(self.key(name)), name)
+        return Head(
+            answer.content_length,
+            float(answer.last_modified),
+            answer.etag,
+            int(answer.headers.get(CRC_HEADER, 0)),
+            answer.headers.get(MAKER, ""),
+        )
+
+    def made_by(self, maker: str) -> dict[str, str]:
+        """Return the headers with which an object is made."""
+        return {MAKER: maker}
+
+    def maker_in(self, bucket: Any, name: str) -> str:
+        """Return whose an object is, within `ask`.
+
+        Raises:
+            Again: there is none any more.
+        """
+        try:
+            return str(bucket.head_object(self.key(name)).headers.get(MAKER, ""))
+        except OssError as error:
+            if error.status != 404:
+                raise
+            raise Again("the object has gone meanwhile") from None
+
+    @contextmanager
+    def upload(
+        self, name: str, maker: str = "", note: Callable[[str], object] = lambda upload: None
+    ) -> Iterator[Upload]:
+        """Provide what an object is sent by; without `Upload.complete` there will be none.
+
+        Args:
+            maker: the id that tells whose it is; by default a new one.
+            note: see Upload.
+        """
+        upload = Upload(self, name, maker or uuid.uuid4().hex, note)
+        try:
+            yield upload
+        finally:
+            upload.close()
+
+    def uploads(self, start: str) -> list[tuple[str, str]]:
+        """Return the names, and the uploads' ids, of what is being sent in parts.
+
+        Args:
+            start: what the names begin with.
+        """
+        found: list[tuple[str, str]] = []
+        marker: dict[str, str] = {}
+        while True:
+            page = self.ask(partial(_list_uploads, prefix=self.key(start), **marker), start)
+            found.extend((self._name(it.key), it.upload_id) for it in page.upload_list)
+            if not page.is_truncated:
+                return found
+            marker = {
+                "key_marker": page.next_key_marker,
+                "upload_id_marker": page.next_upload_id_marker,
+            }
+
+    def abort(self, name: str, upload: str) -> None:
+        """End what is being sent in parts, which are deleted; it may be over already."""
+
+        def attempt(bucket: Any) -> None:
+            try:
+                bucket.abort_multipart_upload(self.key(name), upload)
+            except OssError as error:
+                if error.code != "NoSuchUpload":
+                    raise
+
+        self.ask(attempt, name)
+
+    def ask(self, attempt: Callable[[Any], T], name: str) -> T:
+        """Return what `attempt` does with oss2's bucket; it is called again where that may help.
+
+        Raises:
+            FileNotFoundError: there is no object of that name.
+            OSError: says what was refused, and why.
+        """
+        seconds = self._job.storage_timeout_seconds
+        deadline = Deadline("storage_timeout_seconds", seconds)
+        try:
+            client = self._own_client()
+            bucket = client.bucket(self.place, enable_crc=True)
+
+            def once() -> T:
+                with client.asking(deadline), self._finding(name):
+                    return attempt(bucket)
+
+            with client.until(deadline):
+                return persist(once, deadline, MAX_RETRIES)
+        except DownloadError as error:
+            raise OSError(errno.EIO, str(error), self.uri(name)) from None
+
+    def close(self) -> None:
+        """Close this process's connections; the next request opens others."""
+        if self._client is not None:
+            self._client.close()
+
+    def _own_client(self) -> OssClient:
+        """Return this process's client: connections must not be shared with a parent."""
+        if self._client is None or self._pid != os.getpid():
+            self._client, self._pid = OssClient(self._job, N_CONNECTIONS), os.getpid()
+        return self._client
+
+    @contextmanager
+    def _finding(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OssError as error:
+            if error.status != 404 or error.code not in ("NoSuchKey", ""):
+                raise
+            strerror = os.strerror(errno.ENOENT)
+            raise FileNotFoundError(errno.ENOENT, strerror, self.uri(name)) from None
+
+    def _get(self, bucket: Any, name: str, headers: dict[str, str]) -> bytes:
+        """Get an object, whose CRC64 is compared, or a range of it."""
+        deadline = Deadline("storage_timeout_seconds", self._job.storage_timeout_seconds)
+        answer, crc = bucket.get_object(self.key(name), headers=headers), Crc64(0)
+        response = answer.resp.response.raw
+        with told(deadline, self._job.read_timeout_seconds):
+            try:
+                body = read_body(response, sys.maxsize, deadline, crc.update)
+            finally:
+                dismiss(response)
+        if not headers and crc.crc != int(answer.headers.get(CRC_HEADER, crc.crc)):
+            raise Again("the object has come with another CRC64 than it has")
+        return body
+
+    def _name(self, key: str) -> str:
+        return key[len(self._prefix) :]
+
+    def _pages(self, prefix: str, delimiter: str) -> Iterator[list[str]]:
+        """Yield the keys that begin with a prefix, as many as OSS lists at once."""
+        token = ""
+        while True:
+            page = self.ask(partial(_list, prefix=prefix, delimiter=delimiter, token=token), "")
+            yield [it.key for it in page.object_list]
+            if not page.is_truncated:
+                return
+            token = page.next_continuation_token
+
+
+def _list(bucket: Any, *, prefix: str, delimiter: str, token: str) -> Any:
+    return bucket.list_objects_v2(prefix, delimiter, token, max_keys=PAGE_KEYS)
+
+
+def _list_uploads(bucket: Any, **options: str) -> Any:
+    return bucket.list_multipart_uploads(max_uploads=PAGE_KEYS, **options)
+
+
+def _delete_all(bucket: Any, *, keys: Sequence[str]) -> None:
+    bucket.batch_delete_objects(keys)
