@@ -14,9 +14,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from conftest import ROOT
 
-from evmp.errors import ConfigError
+from evmp.errors import ConfigError, EvmpError
 from evmp.job import Job
 from evmp.sbatch import Kind, script
 
@@ -212,3 +213,14 @@ def test_worker_that_is_requeued_forever_is_given_up(loop: Loop) -> None:
 def test_worker_that_slurm_ends_is_neither_started_nor_requeued(loop: Loop) -> None:
     assert loop.told(signal.SIGTERM, "wait") == 143
     assert (loop.n_starts, loop.calls) == (1, "")
+
+
+def test_kubernetes_job_of_the_docs_starts_as_many_workers_as_the_job_has() -> None:
+    text = (ROOT / "docs" / "cluster.md").read_text("utf-8")
+    spec = yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["spec"]
+    (container,) = spec["template"]["spec"]["containers"]
+    workers = f"-Dnum_worker={spec['completions']}"
+
+    assert container["command"] == ["evmp", "--config", "job.yaml", workers]
+    codes = {error.exit_code for error in (EvmpError, *EvmpError.__subclasses__())}
+    assert set(spec["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"]) == codes

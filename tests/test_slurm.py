@@ -10,18 +10,21 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 from jobfolder import JobFolder
-from slurm.cluster import Cluster, require_slurm, run_cluster, wait_until
+from slurm.cluster import NODES, Cluster, require_slurm, run_cluster, wait_until
 
 N_ROWS = 90
 ON_CPUS = ("-Ddevice=cpu", "-DcpuRequired=100")
+DYNAMIC = ("-DenableDynamicCluster=true", "-DuseSparseClusterSchema=true", "-Dlease_seconds=2")
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """A cluster with those of its nodes up that the test's parameter names; all by default."""
     require_slurm()
-    with run_cluster(grace=10) as cluster:
+    with run_cluster(getattr(request, "param", NODES), grace=10) as cluster:
         yield cluster
 
 
@@ -77,6 +80,13 @@ def kill(cluster: Cluster, job: str, node: str = "") -> None:
     command.kill()
 
 
+def family(cluster: Cluster, job: str) -> list[psutil.Process]:
+    """Return the command of a job, and its processes."""
+    command = cluster.command(job)
+    assert command
+    return [command, *command.children(recursive=True)]
+
+
 @pytest.fixture
 def submission(cluster: Cluster, whole: Path, job: JobFolder) -> Submission:
     return Submission(cluster, whole, job)
@@ -87,21 +97,24 @@ def long_submission(cluster: Cluster, long_whole: Path, job: JobFolder) -> Submi
     return Submission(cluster, long_whole, job)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [DYNAMIC, pytest.param((), marks=pytest.mark.slow)],
+    ids=["blocks for all", "shards"],
+)
 def test_array_with_a_killed_worker_and_a_cancelled_element_makes_the_same_result(
-    cluster: Cluster, submission: Submission
+    cluster: Cluster, submission: Submission, settings: tuple[str, ...]
 ) -> None:
-    array, report = submission.submit("--nodes", "3")
-    wait_until(lambda: submission.n_blocks(30, 60))
-    kill(cluster, f"{array}_1")
-    wait_until(lambda: submission.n_blocks(60))
-    cluster.call("scancel", f"{array}_2")
+    array, report = submission.submit("--nodes", "3", *settings)
+    elements = [f"{array}_{k}" for k in range(3)]
+    wait_until(lambda: submission.n_blocks() and all(map(cluster.command, elements)))
+    kill(cluster, elements[1])
+    cluster.call("scancel", elements[2])
 
     submission.check(report)
 
-    assert "killed, 137; again" in submission.log(f"{array}_1")
-    assert cluster.state(f"{array}_1") == "COMPLETED"
-    assert cluster.state(f"{array}_2") == "CANCELLED"
-    assert "stopped by SIGTERM" in submission.log(f"{array}_2")
+    assert "killed, 137; again" in submission.log(elements[1])
+    assert [cluster.state(it) for it in elements] == ["COMPLETED", "COMPLETED", "CANCELLED"]
 
 
 @pytest.mark.slow
@@ -180,6 +193,38 @@ def test_element_whose_node_dies_goes_on_elsewhere(
 
     assert cluster.restarts(f"{array}_1") == 1
     assert cluster.node_of(f"{array}_1") != node
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [("n1", "n2")], ids=["two nodes"], indirect=True)
+def test_workers_that_share_all_blocks_outlive_whatever_happens(
+    cluster: Cluster, long_submission: Submission
+) -> None:
+    array, report = long_submission.submit("--nodes", "5", *DYNAMIC)
+    running, late = [f"{array}_{k}" for k in range(4)], f"{array}_4"
+    wait_until(lambda: all(cluster.state(it) == "RUNNING" for it in running))
+    wait_until(lambda: all(map(cluster.command, running)) and long_submission.n_blocks())
+    on_n1 = [it for it in running if cluster.node_of(it) == "n1"]
+    on_n2 = [it for it in running if cluster.node_of(it) == "n2"]
+    stopped = family(cluster, on_n1[0])
+    for process in stopped:
+        process.suspend()
+    cluster.join("n3")
+    wait_until(lambda: cluster.command(late))
+    kill(cluster, late)
+    cluster.crash("n2")
+    cluster.call("scancel", on_n1[1])
+    wait_until(lambda: [cluster.restarts(it) for it in on_n2] == [1, 1])
+    for process in stopped:
+        process.resume()
+    urgent = cluster.submit("sleep 3", "--partition=urgent", "--exclusive", "--nodelist=n1")
+    wait_until(lambda: cluster.state(urgent) == "COMPLETED")
+
+    long_submission.check(report)
+
+    assert cluster.restarts(on_n1[0]) == 1
+    assert cluster.state(on_n1[1]) == "CANCELLED"
+    assert "killed, 137; again" in long_submission.log(late)
 
 
 @pytest.mark.slow
