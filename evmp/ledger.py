@@ -20,6 +20,7 @@ run that is stopped can commit a block that it has only begun: the rest is a blo
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -105,7 +106,7 @@ class Ledger:
     """
 
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
-        self.root, self.tmp = root, root / "tmp"
+        self.root, self.tmp, self._is_apart = root, root / "tmp", storage is not None
         self.storage: Storage = storage or LocalStorage(root, self.tmp)
 
     @property
@@ -116,6 +117,17 @@ class Ledger:
     def exists(self) -> bool:
         """Return whether a run has begun here, and has not removed all that it has left."""
         return self.root.exists() or bool(self.begun())
+
+    def prepare(self) -> None:
+        """Make the folders for what does not count.
+
+        Raises:
+            OSError: when they cannot be made, or are another user's.
+        """
+        self.root.mkdir(mode=0o700 if self._is_apart else 0o777, parents=True, exist_ok=True)
+        if self._is_apart and os.lstat(self.root).st_uid != os.getuid():
+            raise PermissionError(errno.EPERM, "belongs to another user", str(self.root))
+        self.tmp.mkdir(exist_ok=True)
 
     def begun(self) -> dict[str, Any]:
         """Return the fingerprint of the job that has begun here; empty without one.
@@ -150,7 +162,7 @@ class Ledger:
         fingerprint = {"format": FORMAT, **fingerprint}
         text = json.dumps(fingerprint, indent=1, sort_keys=True).encode()
         try:
-            self.tmp.mkdir(parents=True, exist_ok=True)
+            self.prepare()
             found = self._begin(text)
             if found and not is_shared and not self.storage.names("blocks"):
                 self.storage.delete("job.json")

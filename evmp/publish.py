@@ -46,6 +46,11 @@ class Merge:
         self.commits = ledger.commits()
         check_cover(self.commits, n_rows if failed is None else len(failed))
 
+    @property
+    def is_joined(self) -> bool:
+        """Whether the result is the stage files' bytes, one behind the other."""
+        return self.sink.is_joining and self.failed is None
+
     def stages(self) -> Iterator[Path]:
         """Yield the stage files, each compared with its record and there until the next is asked.
 

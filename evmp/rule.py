@@ -30,7 +30,7 @@ LOCATIONS = (
     "staging",
     "user_resource",
 )
-AVAILABLE_SCHEMES = (("input_table", "odps"),)
+AVAILABLE_SCHEMES = (("input_table", "odps"), ("output_oss_file", "oss"), ("staging", "oss"))
 # Keys that one type of model heeds, and those of them that it cannot do without.
 HEEDED_BY = {
     "feature_name": "feature_extractor",

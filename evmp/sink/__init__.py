@@ -51,6 +51,9 @@ class Recovered(NamedTuple):
 class Sink(Protocol):
     """One output format. Holds no file open between calls."""
 
+    is_joining: bool
+    """Whether merging is putting the stage files' bytes behind each other."""
+
     def append(self, file: BinaryIO, records: Sequence[Record]) -> None:
         """Append records to a stage file that is open for appending, in one write where it can be.
 

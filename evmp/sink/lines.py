@@ -112,6 +112,8 @@ class TextLines:
 class LineSink:
     """Lines in the format that it is given."""
 
+    is_joining = True
+
     def __init__(self, format: LineFormat) -> None:
         self._format = format
 

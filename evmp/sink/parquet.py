@@ -50,6 +50,8 @@ OPTIONS: dict[str, Any] = {
 class ParquetSink:
     """Rows of the key columns and the result."""
 
+    is_joining = False
+
     def __init__(self, job: Job, keys: Sequence[KeyField]) -> None:
         self._is_table = bool(job.output_table) and not job.output_table.endswith(".parquet")
         kept = [

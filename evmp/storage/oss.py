@@ -207,7 +207,7 @@ class OssStorage:
             FileExistsError: there is one, of another maker.
         """
         maker = maker or uuid.uuid4().hex
-        headers = {**self.made_by(maker), "Content-MD5": content_md5(data)}
+        headers = {MAKER: maker, "Content-MD5": content_md5(data)}
         if once:
             headers["x-oss-forbid-overwrite"] = "true"
 
@@ -238,10 +238,6 @@ class OssStorage:
             answer.headers.get(MAKER, ""),
         )
 
-    def made_by(self, maker: str) -> dict[str, str]:
-        """Return the headers with which an object is made."""
-        return {MAKER: maker}
-
     def maker_in(self, bucket: Any, name: str) -> str:
         """Return whose an object is, within `ask`.
 
@@ -270,6 +266,14 @@ class OssStorage:
             yield upload
         finally:
             upload.close()
+
+    def begin(self, name: str, maker: str) -> str:
+        """Begin to send an object in parts. Returns the upload's id; see Upload."""
+        headers = {MAKER: maker}
+        return self.ask(
+            lambda bucket: str(bucket.init_multipart_upload(self.key(name), headers).upload_id),
+            name,
+        )
 
     def uploads(self, start: str) -> list[tuple[str, str]]:
         """Return the names, and the uploads' ids, of what is being sent in parts.

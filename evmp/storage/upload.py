@@ -62,14 +62,17 @@ class Upload:
             self._send(bytes(self._buffer[:n_bytes]))
             del self._buffer[:n_bytes]
 
-    def add_object(self, source: OssStorage, name: str) -> None:
+    def add_object(self, source: OssStorage, name: str, size: int | None = None) -> None:
         """Add an object; where it can be a part by itself, OSS copies it.
 
+        Args:
+            size: that it must have, if that is known.
+
         Raises:
-            OSError: when it is no object that evmp has made, or a part cannot be sent.
+            OSError: when it is no object that evmp has made so, or a part cannot be sent.
         """
         head = source.head(name)
-        if not head.maker:
+        if not head.maker or size not in (None, head.size):
             raise OSError(errno.EIO, "somebody else has changed the object", source.uri(name))
         is_near = source.place.endpoint == self._storage.place.endpoint
         least = MIN_PART_BYTES if len(self._parts) < SMALL_PARTS else PART_BYTES
@@ -123,15 +126,11 @@ class Upload:
 
     def _submit(self, work: Callable[[int], PartInfo]) -> None:
         if not self._id:
-            self._id = self._storage.ask(self._begin, self._name)
+            self._id = self._storage.begin(self._name, self._maker)
             self._note(self._id)
         if len(self._parts) >= N_AHEAD:
             self._parts[-N_AHEAD].result()
         self._parts.append(self._pool.submit(work, len(self._parts) + 1))
-
-    def _begin(self, bucket: Any) -> str:
-        headers = self._storage.made_by(self._maker)
-        return str(bucket.init_multipart_upload(self._key, headers=headers).upload_id)
 
     def _send_part(self, number: int, data: bytes) -> PartInfo:
         answer = self._storage.ask(

@@ -4,18 +4,23 @@ A target has a ledger, whose *staging place* holds what is done while the job is
 record of the run that made the result, which stays beside it. What a run may rely on: the result
 appears in one step, whole; nothing that the run has not been told of is replaced; and whoever dies
 in between leaves what the next run needs to go on. Members: `local`, a file or a table on this
-machine.
+machine; `oss`, a file on OSS.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 from array import array
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from evmp.errors import ConfigError
 from evmp.ledger import Commit, Ledger
+from evmp.storage import open_storage
+from evmp.value import scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -148,6 +153,12 @@ def open_target(job: Job) -> Target:
     Raises:
         ConfigError: when it is, holds, or lies within what the job reads.
     """
+    if scheme(job.output_oss_file) == "oss":
+        try:
+            from evmp.target.oss import OssTarget
+        except ImportError:
+            raise ConfigError("oss:// needs oss2: pip install evmp[oss]") from None
+        return OssTarget.of(job)
     from evmp.target.local import LocalTarget
 
     return LocalTarget.of(job)
@@ -157,7 +168,17 @@ def open_ledger(job: Job, place: str) -> Ledger:
     """Return the ledger of a job.
 
     Args:
-        place: its staging place where the job does not say another folder for it.
+        place: its staging place, a path or a URI, where the job names no other folder for it.
+
+    Raises:
+        ConfigError: when there is no such storage.
     """
-    folder, name = os.path.split(place)
-    return Ledger(Path(job.staging or folder, name).absolute())
+    uri = place
+    if job.staging:
+        uri = os.path.join(job.staging, os.path.basename(place))
+    if not scheme(uri):
+        return Ledger(Path(uri).absolute())
+    scratch = Path(
+        tempfile.gettempdir(), f"evmp-{os.getuid()}-{sha256(uri.encode()).hexdigest()[:16]}"
+    )
+    return Ledger(scratch, open_storage(uri, job, scratch / "tmp"))

@@ -148,7 +148,7 @@ class LocalTarget:
         probe = self.staging / f"probe-{uuid.uuid4().hex}"
         try:
             (self.staging / "tmp").mkdir(parents=True, exist_ok=True)
-            self.ledger.tmp.mkdir(parents=True, exist_ok=True)
+            self.ledger.prepare()
             self.path.parent.mkdir(parents=True, exist_ok=True)
             probe.write_bytes(b"x")
         except OSError as error:
