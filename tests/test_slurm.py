@@ -228,6 +228,26 @@ def test_workers_that_share_all_blocks_outlive_whatever_happens(
 
 
 @pytest.mark.slow
+def test_node_that_slurm_has_lost_and_its_successor_make_one_result(
+    cluster: Cluster, long_submission: Submission
+) -> None:
+    array, report = long_submission.submit("--nodes", "3", *DYNAMIC)
+    element = f"{array}_1"
+    wait_until(lambda: cluster.command(element) and long_submission.n_blocks())
+    node = cluster.node_of(element)
+    cluster.lose(node)
+    wait_until(lambda: cluster.restarts(element) == 1 and cluster.state(element) == "RUNNING")
+    new = cluster.node_of(element)
+    wait_until(lambda: cluster.command(element, new))
+    assert cluster.command(element, node)
+
+    long_submission.check(report)
+
+    wait_until(lambda: cluster.command(element, node) is None)
+    long_submission.check(report)
+
+
+@pytest.mark.slow
 def test_workers_on_gpus_see_one_each(cluster: Cluster, submission: Submission) -> None:
     array, report = submission.submit("--nodes", "3", "-Ddevice=auto")
     found = []

@@ -134,19 +134,25 @@ class Cluster:
     def crash(self, node: str) -> None:
         """Kill a node: its slurmd, and every process of jobs there."""
         self._end(node, signal.SIGKILL)
+        self._kill_jobs(node)
+
+    def _kill_jobs(self, node: str) -> None:
         while processes := self._processes(node):
             for process in processes:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(processes, timeout=SECONDS)
 
+    def lose(self, node: str) -> None:
+        """Kill a node's slurmd alone: Slurm takes the node for dead, and its jobs run on."""
+        self._end(node, signal.SIGKILL)
+
     def close(self) -> None:
-        """End all jobs and all daemons."""
+        """End all daemons and all jobs."""
         for name in reversed(list(self._daemons)):
-            if name in NODES:
-                self.crash(name)
-            else:
-                self._end(name, signal.SIGTERM)
+            self._end(name, signal.SIGKILL if name in NODES else signal.SIGTERM)
+        for node in NODES:
+            self._kill_jobs(node)
 
     def _start(self, name: str, *command: str, folder: Path | None = None) -> None:
         with open(self._folder / f"{name}.out", "ab") as output:
