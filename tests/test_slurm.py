@@ -12,7 +12,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from jobfolder import JobFolder
+from ossserver import KEY_ID, KEY_SECRET, serving_oss
 from slurm.cluster import NODES, Cluster, require_slurm, run_cluster, wait_until
 
 N_ROWS = 90
@@ -43,10 +45,11 @@ def long_whole(undisturbed_job: Callable[..., Path]) -> Path:
 class Submission:
     """The job of `whole`, submitted to a cluster."""
 
-    def __init__(self, cluster: Cluster, whole: Path, job: JobFolder) -> None:
+    def __init__(self, cluster: Cluster, whole: Path, job: JobFolder, **keys: str) -> None:
         self._whole, self._job = whole, job
         self._cluster = cluster
-        (job.path / "job.yaml").write_bytes((whole / "job.yaml").read_bytes())
+        usual = yaml.safe_load((whole / "job.yaml").read_text())
+        (job.path / "job.yaml").write_text(yaml.safe_dump({**usual, **keys}))
 
     def submit(self, *arguments: str) -> tuple[str, str]:
         """Submit workers and a report. Returns their jobs."""
@@ -64,12 +67,16 @@ class Submission:
     def log(self, job: str) -> str:
         return "".join(it.read_text() for it in self._job.path.glob(f"evmp*-{job}.log"))
 
-    def check(self, report: str) -> None:
-        """Wait for the report, and compare the result."""
+    def wait(self, report: str) -> bytes:
+        """Wait for the report. Returns the result that there should be."""
         wait_until(lambda: self._cluster.state(report) not in ("PENDING", "RUNNING", "COMPLETING"))
         assert self._cluster.state(report) == "COMPLETED", self.log(report)
-        result, expected = (it / "out.jsonl" for it in (self._job.path, self._whole))
-        assert result.read_bytes() == expected.read_bytes()
+        return (self._whole / "out.jsonl").read_bytes()
+
+    def check(self, report: str) -> None:
+        """Wait for the report, and compare the result."""
+        expected = self.wait(report)
+        assert (self._job.path / "out.jsonl").read_bytes() == expected
         assert self._job.leftovers() == []
 
 
@@ -245,6 +252,35 @@ def test_node_that_slurm_has_lost_and_its_successor_make_one_result(
 
     wait_until(lambda: cluster.command(element, node) is None)
     long_submission.check(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [DYNAMIC, ()], ids=["blocks for all", "shards"])
+def test_nodes_that_share_nothing_but_a_bucket_make_the_same_result(
+    cluster: Cluster,
+    whole: Path,
+    job: JobFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: tuple[str, ...],
+) -> None:
+    monkeypatch.setenv("OSS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", KEY_SECRET)
+    with serving_oss() as server:
+        objects = server.objects["bkt"] = {}
+        keys = {"ossHost": server.endpoint, "output_oss_file": "oss://bkt/out.jsonl"}
+        submission = Submission(cluster, whole, job, **keys)
+        array, report = submission.submit("--nodes", "3", *settings, "--", "--exclusive")
+        elements = [f"{array}_{k}" for k in range(3)]
+        wait_until(lambda: all(map(cluster.command, elements)))
+        wait_until(lambda: any("/blocks/" in name for name in list(objects)))
+        kill(cluster, elements[1])
+        cluster.call("scancel", elements[2])
+
+        assert submission.wait(report) == objects["out.jsonl"]
+
+        assert sorted(objects) == ["out.jsonl", "out.jsonl.evmp.json"]
+        assert server.uploads == {}
+        assert [cluster.state(it) for it in elements] == ["COMPLETED", "COMPLETED", "CANCELLED"]
 
 
 @pytest.mark.slow

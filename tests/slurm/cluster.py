@@ -1,8 +1,9 @@
 """A Slurm cluster of several nodes on this machine: the real daemons, on loopback, without cgroups.
 
-Every node is a slurmd of its own with two CPUs and two GPUs, the latter a name for /dev/null. Nodes
-that do not answer are noticed in seconds, and what ran there may start again as soon, for which a
-real cluster takes minutes. Two partitions: jobs in `urgent` drive those in `usual` away.
+Every node is a slurmd of its own with two CPUs, two GPUs, which are names for /dev/null, and a
+folder for temporary files. Nodes that do not answer are noticed in seconds, and what ran there may
+start again as soon, for which a real cluster takes minutes. Two partitions: jobs in `urgent` drive
+those in `usual` away.
 """
 
 from __future__ import annotations
@@ -29,6 +30,11 @@ PATH: Final = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
 NODES: Final = ("n1", "n2", "n3")
 SECONDS: Final = 120.0  # that a wait may take
 
+PROLOG: Final = """\
+#!/bin/sh
+mkdir -p {folder}/tmp.$SLURMD_NODENAME
+echo export TMPDIR={folder}/tmp.$SLURMD_NODENAME
+"""
 CONF: Final = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -47,6 +53,7 @@ SlurmctldLogFile={folder}/ctld.log
 SlurmdLogFile={folder}/%n.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+TaskProlog={folder}/prolog
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 JobCompType=jobcomp/filetxt
@@ -104,6 +111,8 @@ class Cluster:
         gpus = f"NodeName={','.join(NODES)} Name=gpu File={folder}/gpu[0-1]\n"
         (folder / "gres.conf").write_text(gpus)
         (folder / "state").mkdir()
+        (folder / "prolog").write_text(PROLOG.format(folder=folder))
+        (folder / "prolog").chmod(0o755)
 
     @property
     def environment(self) -> dict[str, str]:
