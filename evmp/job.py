@@ -196,7 +196,11 @@ class Job(BaseModel):
         "prediction_result", "the output column with the result", result=True
     )
     lifecycle: Integer = _output(
-        10, "how long MaxCompute keeps the table; no effect on files", unit="days", ge=1
+        10,
+        "how long MaxCompute keeps the table, or each partition of it, if the job makes it; no "
+        "effect on files",
+        unit="days",
+        ge=1,
     )
     staging: Uri = _output(
         "",

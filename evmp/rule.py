@@ -30,7 +30,12 @@ LOCATIONS = (
     "staging",
     "user_resource",
 )
-AVAILABLE_SCHEMES = (("input_table", "odps"), ("output_oss_file", "oss"), ("staging", "oss"))
+AVAILABLE_SCHEMES = (
+    ("input_table", "odps"),
+    ("output_oss_file", "oss"),
+    ("output_table", "odps"),
+    ("staging", "oss"),
+)
 # Keys that one type of model heeds, and those of them that it cannot do without.
 HEEDED_BY = {
     "feature_name": "feature_extractor",

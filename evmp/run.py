@@ -123,7 +123,9 @@ def make_plan(job: Job, rank: Rank | None = None) -> Plan:
     }
     fingerprint = json.loads(json.dumps(parts))
     block_rows = choose_block_rows(job, source.n_rows, n_workers_of(job, rank))
-    return Plan(job, package, layout, source, open_target(job), block_rows, fingerprint, rank)
+    return Plan(
+        job, package, layout, source, open_target(job, source.keys), block_rows, fingerprint, rank
+    )
 
 
 def n_workers_of(job: Job, rank: Rank | None) -> int:

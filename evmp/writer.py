@@ -19,8 +19,8 @@ from evmp.ledger import Ledger
 from evmp.metrics import Counter, Seat, State
 from evmp.report import Reasons
 from evmp.ring import Mark, Ring
-from evmp.sink import Record, Sink, open_sink, writing
-from evmp.stage import claims
+from evmp.sink import Record, Sink, max_result_bytes, open_sink, writing
+from evmp.stage import claims, error_result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,6 +70,7 @@ class Writer:
     def open(self) -> None:
         """Load what the output format needs."""
         self._sink = open_sink(self._job, self._keys)
+        self._max_bytes = max_result_bytes(self._job)
         self._results.populate(1)
 
     def run(self) -> None:
@@ -86,10 +87,15 @@ class Writer:
             header = self._results.header(n)
             if header.mark != Mark.EMPTY:
                 keys = pickle.loads(self._results.note(n))
-                failed = header.mark == Mark.ERROR
-                record = Record(header.row, keys, bytes(self._results.data(n)), failed)
+                failed, result = header.mark == Mark.ERROR, bytes(self._results.data(n))
+                if len(result) > self._max_bytes:
+                    failed, result = True, error_result("write", self._too_long(len(result)))
+                record = Record(header.row, keys, result, failed)
                 planned = self._agenda.block_of(n, self._planned)
                 yield _Placed(planned, bisect_left(self._rows, header.row), record)
+
+    def _too_long(self, n_bytes: int) -> str:
+        return f"a result of {n_bytes} bytes, of which the output takes {self._max_bytes}"
 
     def _deliver(self, placed: Iterable[_Placed]) -> None:
         """Append records to the stage files of their blocks, one write for each file."""

@@ -387,7 +387,7 @@ def test_config_of_a_predictor_may_be_json_or_yaml(tmp_path: Path, value: object
         ),
         ({"model_path": "OSS://b.h/x"}, "model_path: oss:// is not available in this version"),
         ({"input_table": "s3://b/x"}, "input_table: s3:// is not available in this version"),
-        ({"output_table": "odps://p/tables/t/a=1/b=2"}, "output_table: odps:// is not available"),
+        ({"output_table": "s3://b/x"}, "output_table: s3:// is not available in this version"),
     ],
 )
 def test_what_this_version_cannot_do_is_said(

@@ -326,7 +326,7 @@ def test_output_must_be_apart_from_what_the_job_reads(
     )
 
     with pytest.raises(ConfigError, match="is not apart from"):
-        open_target(job)
+        open_target(job, ())
 
 
 def test_start_that_has_led_to_nothing_leaves_nothing(tmp_path: Path) -> None:

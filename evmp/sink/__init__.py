@@ -12,20 +12,24 @@ a table). This module imports none of them before `open_sink`.
 from __future__ import annotations
 
 import os
+import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol
 
 from evmp.errors import SinkError
 from evmp.key import KeyField
+from evmp.value import scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job
 
-__all__ = ["Record", "Recovered", "Sink", "open_sink"]
+__all__ = ["Record", "Recovered", "Sink", "max_result_bytes", "open_sink"]
+
+MAX_CELL_BYTES: Final = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,11 @@ class Sink(Protocol):
         Raises:
             SinkError: as merge, and when the result cannot be read.
         """
+
+
+def max_result_bytes(job: Job) -> int:
+    """Return how long a result may be: as long as it likes, but in a cell of MaxCompute."""
+    return MAX_CELL_BYTES if scheme(job.output_table) == "odps" else sys.maxsize
 
 
 def open_sink(job: Job, keys: Sequence[KeyField]) -> Sink:

@@ -48,7 +48,11 @@ OPTIONS: dict[str, Any] = {
 
 
 class ParquetSink:
-    """Rows of the key columns and the result."""
+    """Rows of the key columns and the result.
+
+    Attributes:
+        schema: of the output's rows.
+    """
 
     is_joining = False
 
@@ -61,9 +65,9 @@ class ParquetSink:
         ]
         self._places = [place for place, _ in kept]
         fields = [arrow_field(key) for _, key in kept]
-        self._schema = pa.schema([*fields, pa.field(job.result_column, pa.string())])
+        self.schema = pa.schema([*fields, pa.field(job.result_column, pa.string())])
         self._options = {**OPTIONS, "write_statistics": [key.name for _, key in kept]}
-        self._crc32 = zlib.crc32(self._schema.serialize().to_pybytes())
+        self._crc32 = zlib.crc32(self.schema.serialize().to_pybytes())
 
     def append(self, file: BinaryIO, records: Sequence[Record]) -> None:
         """Append the records as frames; see Sink."""
@@ -86,7 +90,15 @@ class ParquetSink:
 
     def merge(self, stages: Iterable[Path], out: Path) -> int:
         """Write Parquet files; see Sink."""
-        return self._write_out((batch for stage in stages for batch in self._batches(stage)), out)
+        return self._write_out(self.rows(stages), out)
+
+    def rows(self, stages: Iterable[Path]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows of whole stage files, in order.
+
+        Raises:
+            SinkError: when a stage file is missing or torn.
+        """
+        return _joined(batch for stage in stages for batch in self._batches(stage))
 
     def _write_out(self, batches: Iterable[pa.RecordBatch], out: Path) -> int:
         groups = _row_groups(batches)
@@ -113,7 +125,7 @@ class ParquetSink:
     def amend(self, result: Path, rows: Sequence[int], stages: Iterable[Path], out: Path) -> int:
         """Replace the results, not the keys; see Sink."""
         new = (batch for stage in stages for batch in self._batches(stage))
-        return self._write_out(_amended(self._published(result), rows, new), out)
+        return self._write_out(_joined(_amended(self._published(result), rows, new)), out)
 
     def _published(self, result: Path) -> Iterator[pa.RecordBatch]:
         """Yield the rows of Parquet files that this sink has written."""
@@ -122,7 +134,7 @@ class ParquetSink:
             try:
                 with pq.ParquetFile(path) as file:
                     for batch in file.iter_batches(JOIN_ROWS, use_threads=False):
-                        table = pa.Table.from_batches([batch]).cast(self._schema)
+                        table = pa.Table.from_batches([batch]).cast(self.schema)
                         yield from table.to_batches()
             except (pa.ArrowException, OSError, ValueError) as error:
                 raise SinkError(f"cannot read {path}: {error}; start over with --fresh") from error
@@ -134,9 +146,9 @@ class ParquetSink:
         columns.append([record.result for record in records])
         arrays = [
             pa.array(values, type=field.type)
-            for values, field in zip(columns, self._schema, strict=True)
+            for values, field in zip(columns, self.schema, strict=True)
         ]
-        return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
 
     def _checked(self, path: Path, frame: Frame) -> Frame:
         if frame.schema_crc32 != self._crc32:
@@ -163,7 +175,7 @@ class ParquetSink:
 
     def _decoded(self, stage: Path, frame: Frame, body: bytes) -> pa.RecordBatch:
         try:
-            batch = pa.ipc.read_record_batch(pa.py_buffer(body), self._schema)
+            batch = pa.ipc.read_record_batch(pa.py_buffer(body), self.schema)
             batch.validate(full=True)
         except (pa.ArrowException, OSError) as error:
             raise SinkError(
@@ -181,7 +193,7 @@ class ParquetSink:
         for path in paths:
             with (
                 open(path, "xb") as file,
-                pq.ParquetWriter(file, self._schema, **self._options) as writer,
+                pq.ParquetWriter(file, self.schema, **self._options) as writer,
             ):
                 while group is not None and (full_bytes is None or file.tell() < full_bytes):
                     writer.write_table(group, row_group_size=group.num_rows)
@@ -211,7 +223,7 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
     """Cut the rows of `batches` into tables, each as long as GROUP_BYTES and GROUP_ROWS let it."""
     held: list[pa.RecordBatch] = []
     n_rows = n_bytes = 0
-    for batch in _joined(batches):
+    for batch in batches:
         start = 0
         ends = np.cumsum(_text_bytes(batch))  # of the rows' text, from the batch's start
         while start < batch.num_rows:

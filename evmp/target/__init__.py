@@ -4,7 +4,7 @@ A target has a ledger, whose *staging place* holds what is done while the job is
 record of the run that made the result, which stays beside it. What a run may rely on: the result
 appears in one step, whole; nothing that the run has not been told of is replaced; and whoever dies
 in between leaves what the next run needs to go on. Members: `local`, a file or a table on this
-machine; `oss`, a file on OSS.
+machine; `oss`, a file on OSS; `maxcompute`, a table there.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from evmp.value import scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job
+    from evmp.key import KeyField
     from evmp.publish import Merge
     from evmp.sink import Sink
 
@@ -147,12 +148,19 @@ class Target(Protocol):
         """Delete the staging place, or of it what can be deleted."""
 
 
-def open_target(job: Job) -> Target:
+def open_target(job: Job, keys: tuple[KeyField, ...]) -> Target:
     """Return the place that a job names.
+
+    Args:
+        keys: the input's key columns.
 
     Raises:
         ConfigError: when it is, holds, or lies within what the job reads.
     """
+    if scheme(job.output_table) == "odps":
+        from evmp.target.maxcompute import MaxComputeTarget
+
+        return MaxComputeTarget(job, keys)
     if scheme(job.output_oss_file) == "oss":
         try:
             from evmp.target.oss import OssTarget

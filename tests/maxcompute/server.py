@@ -24,7 +24,7 @@ import struct
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
@@ -70,6 +70,8 @@ class MaxCompute:
         """Of each job what has made it fail; empty if nothing has."""
         self.expires: list[str] = []
         """Calls, each of which finds, once, that the session of an upload has expired."""
+        self.on_step: Callable[[str], None] = lambda step: None
+        """Told of each call as it arrives, and when it has had its effect: `upload.commit done`."""
         self.faults = Faults()
         self.calls: list[tuple[str, dict[str, str]]] = []
         """What was asked for so far: the call and its query."""
@@ -289,6 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
             body = self._body()
             call, name, query = self._request()
             service.calls.append((call, query))
+            service.on_step(call)
             fault = service.faults.of(call)
             time.sleep(service.delay + fault.seconds)
             if fault.status:
@@ -299,6 +302,7 @@ class _Handler(BaseHTTPRequestHandler):
                     return
                 body = _harmed(body, fault, 0)
             answer = service.do(call, name, query, body, fault.fewer)
+            service.on_step(f"{call} done")
         except EOFError:
             self.close_connection = True
             return

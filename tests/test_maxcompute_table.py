@@ -1,0 +1,404 @@
+"""Results that become tables of MaxCompute: whole, once, and nobody else's rows in their place."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from forked import fork, wait
+from jobfolder import JobFolder
+from maxcompute.fault import Fault, Harm
+from maxcompute.server import MaxCompute
+from maxcompute.store import Table
+from unpublished import BLOCKS, FAILED, FINGERPRINT, KEYS, N_ROWS, RECORD, SETTINGS, stage_block
+
+from evmp.errors import ConfigError, SinkError
+from evmp.job import Job
+from evmp.key import table_field
+from evmp.publish import publish
+from evmp.target import Target, open_target
+
+URI = "odps://shop/tables/results"
+PART = URI + "/pt=1"
+TYPES = {"id": "string", "prediction_result": "string"}
+ROWS = [f"row {row}" for row in range(N_ROWS)]
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MaxCompute]:
+    monkeypatch.chdir(tmp_path)
+    with MaxCompute() as service:
+        for name, value in service.environment().items():
+            monkeypatch.setenv(name, value)
+        yield service
+        gc.collect()
+
+
+def job_of(**keys: Any) -> Job:
+    return Job(**{**SETTINGS, "output_table": PART, "stall_timeout_seconds": 20, **keys})
+
+
+def target_of(**keys: Any) -> Target:
+    return open_target(job_of(**keys), KEYS)
+
+
+def commit_all(job: Job) -> None:
+    """Have all rows committed."""
+    target = open_target(job, KEYS)
+    target.prepare()
+    target.ledger.open(FINGERPRINT)
+    for block in BLOCKS:
+        stage_block(job, target.ledger, block, range(block.start, block.stop))
+
+
+def go_on(job: Job) -> None:
+    """Do what a run does that finds every row committed."""
+    target = open_target(job, KEYS)
+    target.prepare()
+    with target.ledger.lock():
+        target.restore()
+        if not target.settle() and not target.finished():
+            target.ledger.sweep()
+            publish(job, KEYS, N_ROWS, target, RECORD)
+    target.clean_up()
+
+
+def ids(service: MaxCompute, partition: str = "pt=1") -> list[str]:
+    table = service.tables.get("results")
+    if table is None or partition not in table.partitions:
+        return []
+    return table.partitions[partition].rows["id"].to_pylist()  # type: ignore[no-any-return]
+
+
+def add_results(service: MaxCompute, *rows: str) -> Table:
+    table = service.add("results", TYPES, "pt")
+    table.put(pa.table({"id": rows, "prediction_result": rows}, table.schema), "pt=1")
+    return table
+
+
+@pytest.mark.parametrize("uri", [URI, PART])
+def test_result_becomes_a_table_with_its_record_beside_the_staging(
+    service: MaxCompute, tmp_path: Path, uri: str
+) -> None:
+    job = job_of(output_table=uri, lifecycle=30)
+    assert open_target(job, KEYS).finished() is None
+    commit_all(job)
+    name = "shop.results" + uri.removeprefix(URI).replace("/", ".")
+    assert [it.name for it in tmp_path.iterdir()] == [f"{name}.evmp"]
+    assert service.tables["results"].partitions.keys() == ({""} if uri == URI else set())
+
+    go_on(job)
+
+    table = service.tables["results"]
+    assert (table.types, table.lifecycle) == (TYPES, 30)
+    assert ids(service, "pt=1" if uri == PART else "") == ROWS
+    assert [it.name for it in tmp_path.iterdir()] == [f"{name}.evmp.json"]
+    record = json.loads((tmp_path / f"{name}.evmp.json").read_text())
+    assert open_target(job, KEYS).finished() == record
+    assert record["result"]["rows"] == N_ROWS
+    assert service.count("upload.commit") == 1
+
+
+def test_staging_lies_where_the_job_says(service: MaxCompute, tmp_path: Path) -> None:
+    job = job_of(staging=str(tmp_path / "a" / "b"))
+    commit_all(job)
+
+    go_on(job)
+
+    assert [it.name for it in (tmp_path / "a" / "b").iterdir()] == ["shop.results.pt=1.evmp.json"]
+
+
+# --- what stands there ----------------------------------------------------------------------------
+
+
+def test_rows_of_others_are_never_replaced_unasked(service: MaxCompute) -> None:
+    add_results(service, "other")
+
+    with pytest.raises(SinkError, match=r"holds 1 rows that no run of this job has .* --fresh"):
+        target_of().finished()
+
+
+def test_rows_that_came_meanwhile_are_not_replaced(service: MaxCompute) -> None:
+    commit_all(job_of())
+    add_results(service, "other")
+
+    with pytest.raises(SinkError, match="empty it, and run the same command again"):
+        publish(job_of(), KEYS, N_ROWS, target_of(), RECORD)
+
+    assert ids(service) == ["other"]
+
+
+def test_fresh_run_replaces_what_it_has_seen_and_nothing_later(service: MaxCompute) -> None:
+    table = add_results(service, "old")
+    target = target_of()
+    target.prepare()
+    target.start_over()
+    assert target.is_to_be_replaced() and target.finished() is None
+    commit_all(job_of())
+    table.put(pa.table({"id": ["new"], "prediction_result": ["x"]}, table.schema), "pt=1")
+    with pytest.raises(SinkError, match="empty it"):
+        publish(job_of(), KEYS, N_ROWS, target_of(), RECORD)
+
+    target_of().start_over()
+    commit_all(job_of())
+    go_on(job_of())
+
+    assert ids(service) == ROWS
+
+
+def test_result_that_was_changed_is_no_result_of_this_job(service: MaxCompute) -> None:
+    commit_all(job_of())
+    go_on(job_of())
+    table = service.tables["results"]
+    assert target_of().standing() is not None
+
+    table.put(table.data("pt=1").rows, "pt=1")
+
+    assert target_of().standing() is None
+    with pytest.raises(SinkError, match="or that were changed"):
+        target_of().finished()
+
+
+def test_failed_rows_alone_are_refused_to_be_done_again(service: MaxCompute) -> None:
+    commit_all(job_of())
+    go_on(job_of())
+
+    target = target_of()
+    assert target.standing()["failed"] == len(FAILED)  # type: ignore[index]
+    with pytest.raises(SinkError, match=r"MaxCompute keeps no order of rows; .* --fresh"):
+        target.failures(None)  # type: ignore[arg-type]
+
+
+# --- death and faults -----------------------------------------------------------------------------
+
+
+class Deaths:
+    """Kills a process at the n-th step of what it asks a service."""
+
+    def __init__(self, service: MaxCompute, n_steps: int) -> None:
+        self._left, self._pid, self.steps = n_steps, 0, list[str]()
+        service.on_step = self._on_step
+
+    def watch(self, pid: int) -> int:
+        """Return the exit code of a process, once it has ended."""
+        self._pid = pid
+        return wait(pid)
+
+    def _on_step(self, step: str) -> None:
+        self.steps.append(step)
+        if len(self.steps) == self._left:
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    "stride",
+    [
+        pytest.param(7, id="at some steps"),
+        pytest.param(1, id="at every step", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("is_fresh", [False, True])
+def test_publish_that_is_killed_is_done_by_the_next_run(
+    service: MaxCompute, is_fresh: bool, stride: int
+) -> None:
+    job = job_of()
+    for n_steps in count(1, stride):
+        service.tables.clear()
+        Path("shop.results.pt=1.evmp.json").unlink(missing_ok=True)
+        if is_fresh:
+            add_results(service, "old")
+            target = target_of()
+            target.prepare()
+            target.start_over()
+        commit_all(job)
+
+        deaths = Deaths(service, n_steps)
+        code = deaths.watch(fork(partial(go_on, job)))
+        service.on_step = lambda step: None
+        assert ids(service) in ([], ["old"] if is_fresh else [], ROWS)
+        assert code in (0, -signal.SIGKILL)
+        if code:
+            go_on(job)
+
+        assert ids(service) == ROWS
+        record = target_of().finished()
+        assert record is not None and record["rows"] == N_ROWS
+        assert [it.name for it in Path().iterdir()] == ["shop.results.pt=1.evmp.json"]
+        if code == 0:
+            break
+    assert n_steps > 20
+
+
+def test_upload_whose_session_is_forgotten_is_not_done_over_changed_rows(
+    service: MaxCompute,
+) -> None:
+    commit_all(job_of())
+    deaths = Deaths(service, 1 << 30)
+    assert deaths.watch(fork(partial(go_on, job_of()))) == 0
+    at_commit = deaths.steps.index("upload.commit done") + 1
+    service.tables.clear()
+    Path("shop.results.pt=1.evmp.json").unlink()
+    commit_all(job_of())
+    assert Deaths(service, at_commit).watch(fork(partial(go_on, job_of()))) == -signal.SIGKILL
+    service.on_step = lambda step: None
+    service.uploads.clear()
+
+    with pytest.raises(SinkError, match="no run of this job has put there"):
+        go_on(job_of())
+
+    assert ids(service) == ROWS
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("table", status=503),
+        Fault("job.create", lost=True),
+        Fault("upload.create", status=429, times=2),
+        Fault("upload.block", harm=Harm.RESET),
+        Fault("upload.commit", lost=True),
+        Fault("download.create", lost=True),
+    ],
+    ids=str,
+)
+def test_what_may_pass_is_asked_again(service: MaxCompute, fault: Fault) -> None:
+    service.faults.add(fault)
+    commit_all(job_of())
+
+    go_on(job_of())
+
+    assert ids(service) == ROWS
+    assert service.faults.left() == 0
+
+
+# --- what is refused ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"output_table": "odps://other/tables/results"}, "NoSuchProject: The project other"),
+        ({"output_table": URI}, "names the partition columns none, expected pt"),
+        ({"output_table": URI + "/day=1"}, "names the partition columns day, expected pt"),
+        ({"output_table": URI + "/pt=1/hour=2"}, "columns pt, hour, expected pt"),
+        ({"result_column": "result"}, r"with the columns .* expected id string, result string"),
+        ({"result_column": "ID"}, "'ID' is there twice, in other cases"),
+        ({"output_table": "odps://shop/tables/view/pt=1"}, "not supported on a view"),
+        ({"output_table": PART, "reserved_columns": ["pt"]}, "is a partition of .* and a column"),
+    ],
+    ids=str,
+)
+def test_table_that_does_not_fit_is_refused_before_any_work(
+    service: MaxCompute, keys: dict[str, Any], message: str
+) -> None:
+    add_results(service)
+    service.add("view", TYPES, "pt", is_view=True)
+    fields = tuple(table_field(name, pa.string()) for name in keys.get("reserved_columns", ["id"]))
+
+    with pytest.raises(SinkError, match=message):
+        open_target(job_of(**keys), fields).prepare()
+
+    assert ids(service) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("odps://shop/tables/a b", "expected letters, digits and underscores"),
+        ("odps://shop/tables/t` (x) --", "expected letters"),
+        ("odps://shop/tables/t/pt=a'b", "expected a value without quotes"),
+        ("odps://shop/tables/t/pt=a%2C%20b", "expected a value without quotes"),
+        ("odps://SHOP/tables/photos/pt=1/", "the same as input_table"),
+    ],
+)
+def test_names_that_are_none_there_are_refused(uri: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        target_of(output_table=uri, input_table="odps://shop/tables/photos/pt=1")
+
+
+@pytest.mark.parametrize(
+    ("call", "code"), [("table", "NoPermission"), ("upload.create", "AccessDenied")]
+)
+def test_who_may_not_write_is_told_before_any_work(
+    service: MaxCompute, call: str, code: str
+) -> None:
+    service.faults.add(Fault(call, status=403, code=code, times=9))
+
+    with pytest.raises(SinkError, match=f"output_table: {PART}: {code}"):
+        target_of().prepare()
+
+
+# --- whole jobs -----------------------------------------------------------------------------------
+
+
+def add_photos(service: MaxCompute, image: str, n_rows: int) -> None:
+    table = service.add(
+        "photos",
+        {"id": "bigint", "image": "string", "at": "datetime", "tags": "array<string>"},
+        "pt",
+    )
+    rows = {
+        "id": range(n_rows),
+        "image": ["broken" if n == 3 else image for n in range(n_rows)],
+        "at": [None if n % 5 == 1 else n for n in range(n_rows)],
+        "tags": [[f"t{n}", None] for n in range(n_rows)],
+    }
+    table.put(pa.table(rows, table.schema), "pt=1")
+
+
+def test_job_goes_from_table_to_table_through_faults_and_a_kill(
+    job: JobFolder, photo_file: Callable[..., bytes]
+) -> None:
+    image = base64.b64encode(photo_file("coffee", size=(60, 40))).decode()
+    with MaxCompute() as service:
+        add_photos(service, image, 90)
+        service.faults.add(Fault("download.data", harm=Harm.CUT, after=40_000))
+        service.faults.add(Fault("upload.block", harm=Harm.FLIP, after=500))
+        service.faults.add(Fault("upload.commit", lost=True))
+        job.write(
+            input_table="odps://shop/tables/photos/pt=1",
+            output_oss_file=None,
+            output_table=PART,
+            reserved_columns="id,at,tags",
+            num_worker=2,
+        )
+        checked = job.run("--check", env=service.environment())
+        assert checked.returncode == 0 and PART in checked.stdout, checked.stderr
+        assert "results" not in service.tables
+        process = job.start(env=service.environment())
+        killed = [False]
+
+        def kill_at_upload(step: str) -> None:
+            if step == "upload.block" and not killed[0]:
+                killed[0] = True
+                process.kill()
+
+        service.on_step = kill_at_upload
+        process.communicate()
+        first, again = (job.run(env=service.environment()) for _ in range(2))
+
+    assert killed == [True] and process.returncode == -signal.SIGKILL
+    assert first.returncode == 0, first.stderr
+    assert again.returncode == 0 and "already done: 90 rows, 1 failed" in again.stderr
+    rows = service.tables["results"].partitions["pt=1"].rows.to_pylist()
+    photos = service.tables["photos"].partitions["pt=1"].rows.to_pylist()
+    assert [(r["id"], r["at"], r["tags"]) for r in rows] == [
+        (r["id"], r["at"], r["tags"]) for r in photos
+    ]
+    results = [json.loads(row["prediction_result"]) for row in rows]
+    assert [n for n, it in enumerate(results) if "class" not in it] == [3]
+    assert service.tables["results"].lifecycle == 10
+    assert service.faults.left() == 0
+    assert sorted(it.name for it in job.path.glob("*evmp*")) == ["shop.results.pt=1.evmp.json"]
