@@ -1,0 +1,198 @@
+"""A video file opened by PyAV, whatever it holds.
+
+FFmpeg reads through a Python file alone. Formats that are lists of other files are not among those
+it may take one for, and nothing that a file refers to is opened. What is wrong with a video is a
+DecodeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
+
+from evmp.errors import DecodeError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.video.codeccontext import VideoCodecContext
+    from av.video.stream import VideoStream
+
+READ_BYTES: Final = 256 << 10
+# Formats that hold frames themselves.
+FORMATS: Final = (
+    "mov",
+    "matroska",
+    "avi",
+    "mpegts",
+    "mpeg",
+    "flv",
+    "asf",
+    "ogg",
+    "gif",
+    "mxf",
+    "nut",
+    "rm",
+    "dv",
+    "ivf",
+    "h264",
+    "hevc",
+    "m4v",
+    "mpegvideo",
+    "obu",
+    "av1",
+    "mjpeg",
+    "yuv4mpegpipe",
+)
+
+
+class PictureType(IntEnum):
+    """What FFmpeg says of a frame."""
+
+    I = 1  # noqa: E741
+    P = 2
+    B = 3
+
+
+SKIPPED: Final = {1: "NONINTRA", 2: "NONKEY", 3: "BIDIR", 4: "DEFAULT"}
+"""What FFmpeg's decoder leaves out, by the job's `decode_type`."""
+
+
+class OpenVideo:
+    """The best video stream of a file.
+
+    Args:
+        file: seekable; stays the caller's.
+        max_pixels: height x width above which a frame is refused.
+
+    Raises:
+        DecodeError: the file is no video.
+    """
+
+    def __init__(self, file: BinaryIO, max_pixels: int) -> None:
+        self._file, self._max_pixels = file, max_pixels
+        self._open()
+
+    def __enter__(self) -> OpenVideo:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def format(self) -> str:
+        """FFmpeg's name of the container's format."""
+        return self._container.format.name
+
+    def close(self) -> None:
+        self._container.close()
+
+    def packets(self, start: int | None = None) -> Iterator[Packet]:
+        """Yield the stream's packets in the order of the file; the empty last one flushes.
+
+        Args:
+            start: a time in the stream's time base; the last keyframe not behind it comes first.
+                None starts at the beginning.
+
+        Raises:
+            DecodeError: the file cannot be read any further.
+        """
+        if start is None and self._is_read:  # some formats cannot be sought in
+            self.close()
+            self._open()
+        self._is_read = True
+        with told("damaged"):
+            if start is not None:
+                self._container.seek(start, stream=self.stream)
+            yield from self._container.demux(self.stream)
+
+    def restart(self, skipped: str) -> VideoCodecContext:
+        """Return the decoder, with nothing in it, and on one thread.
+
+        Args:
+            skipped: what it leaves out, one of SKIPPED.
+        """
+        context: Any = self.stream.codec_context
+        if context.is_open:
+            context.flush_buffers()
+        else:
+            context.thread_type, context.thread_count = "NONE", 1
+        context.skip_frame = skipped
+        return context
+
+    def _open(self) -> None:
+        self._file.seek(0)
+        with told("not a video"):
+            self._container = _open(self._file, self._max_pixels)
+        self._is_read = False
+        try:
+            self.stream = _best(self._container)
+            self._check()
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self) -> None:
+        context = self.stream.codec_context
+        if not context.codec.is_decoder:
+            raise DecodeError(f"there is no decoder for {context.name}")
+        if context.width * context.height > self._max_pixels:
+            raise DecodeError(
+                f"frames of {context.width} x {context.height} pixels exceed max_image_pixels "
+                f"{self._max_pixels}"
+            )
+
+
+@contextmanager
+def told(verdict: str) -> Iterator[None]:
+    """Turn what PyAV raises into a DecodeError, in words without names of files."""
+    import av
+
+    try:
+        yield
+    except av.error.FFmpegError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise DecodeError(f"{verdict}: {reason}") from None
+    except (ValueError, OverflowError, RuntimeError, MemoryError) as error:
+        raise DecodeError(f"{verdict}: {str(error).lower() or type(error).__name__}") from None
+
+
+def _open(file: BinaryIO, max_pixels: int) -> InputContainer:
+    try:
+        import av
+    except ImportError as error:
+        raise DecodeError(f"videos need PyAV: pip install 'evmp[video]' ({error})") from None
+    av.logging.set_level(av.logging.PANIC)
+    return av.open(
+        file,
+        "r",
+        container_options={
+            "format_whitelist": ",".join(FORMATS),
+            "protocol_whitelist": "none",
+            "max_pixels": str(max_pixels),
+        },
+        buffer_size=READ_BYTES,
+        io_open=_refuse,
+        metadata_errors="replace",
+    )
+
+
+def _refuse(url: str, flags: int, options: dict[str, Any]) -> object:
+    raise PermissionError("a video may not refer to other files")
+
+
+def _best(container: InputContainer) -> VideoStream:
+    """Return the stream that FFmpeg takes for the best; a cover picture is none."""
+    from av.stream import Disposition
+
+    streams = [
+        it for it in container.streams.video if not it.disposition & Disposition.attached_pic
+    ]
+    if not streams:
+        kinds = sorted({it.type for it in container.streams})
+        what = "a picture beside sound" if "video" in kinds else ", ".join(kinds) or "nothing"
+        raise DecodeError(f"there is no video in it, only {what}")
+    best = container.streams.best("video")
+    return best if best in streams else streams[0]
