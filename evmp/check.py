@@ -50,9 +50,10 @@ def check_job(plan: Plan) -> str:
 
 def _first_batch(plan: Plan) -> str:
     """Put the first rows through every stage, one after the other, in this process."""
-    n_rows = min(plan.source.n_rows, plan.layout.batch_rows)
+    n_items = plan.layout.batch_rows
+    n_rows = min(plan.source.n_rows, 1 if plan.job.is_input_video else n_items)
     # One stage runs after the other here, so each ring must hold the whole batch.
-    layout = plan.layout.holding(n_rows)
+    layout = plan.layout.holding(n_items + 1)
     seats = Board(layout.roles, 1).workers[0]
     with tempfile.TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder))
@@ -71,7 +72,7 @@ def _first_batch(plan: Plan) -> str:
         faulthandler.enable()  # where users' code crashes or hangs is shown on stderr
         faulthandler.register(signal.SIGALRM, chain=True)
         signal.alarm(math.ceil(plan.job.stall_timeout_seconds))  # no supervisor looks after it
-        results = worker.rehearse([Block(0, n_rows)])
+        results = worker.rehearse([Block(0, n_rows)], n_items)
         signal.alarm(0)
     if n_rows == 0:
         return "none: the input is empty"

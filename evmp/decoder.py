@@ -15,18 +15,17 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from evmp import _native
 from evmp.download import Downloads, File
 from evmp.errors import DecodeError, DownloadError
 from evmp.image import IMAGE_SUFFIXES, Frame, ImageDecoder
 from evmp.metrics import Counter, Seat, State
+from evmp.payload import FetchError, base64_room, decode_base64, open_regular, unreadable
 from evmp.remote import AnyRemote, is_remote
 from evmp.ring import POPULATED_BYTES, Header, Mark, Ring
 from evmp.rule import has_custom_code
@@ -41,10 +40,6 @@ if TYPE_CHECKING:
     from evmp.job import Job
 
 KEEP_BYTES: Final = 1 << 20  # memory that a slot may keep after a large payload
-
-
-class FetchError(Exception):
-    """A row's bytes cannot be had; the message becomes its `error_msg`."""
 
 
 class Decoder:
@@ -202,19 +197,10 @@ class Decoder:
     # --- where the bytes of an image come from ------------------------------------------------
 
     def _decode_base64(self, payload: memoryview) -> memoryview:
-        need = len(payload) // 4 * 3 + 3
+        need = base64_room(payload)
         if need > len(self._scratch):
             self._scratch = bytearray(need)
-        try:
-            length = _native.base64_decode(
-                payload,
-                self._scratch,
-                url=self._job.base64_url_alphabet,
-                whitespace=self._job.base64_whitespace,
-            )
-        except _native.Base64Error as error:
-            remedy = _remedy(bytes(payload[error.position : error.position + 1]))
-            raise DecodeError(f"not Base64: {error}{remedy}") from None
+        length = decode_base64(self._job, payload, self._scratch)
         return memoryview(self._scratch)[:length]
 
     def _read_image(self, sample: Sample) -> memoryview:
@@ -241,35 +227,16 @@ class Decoder:
         return memoryview(file)
 
     def _read_file(self, path: str) -> memoryview:
-        """Return the bytes of a regular file; a pipe or a device never blocks the stage."""
+        """Return the bytes of a regular file."""
+        fd, size = open_regular(path, self._job.max_row_bytes, "max_row_bytes")
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                return self._read_regular(path, fd)
-            finally:
-                os.close(fd)
+            if size > len(self._scratch):
+                self._scratch = bytearray(size)
+            view, filled = memoryview(self._scratch)[:size], 0
+            while filled < size and (count := os.readv(fd, [view[filled:]])):
+                filled += count
+            return view[:filled]
         except OSError as error:
-            reason = os.strerror(error.errno or 0).lower()
-            raise FetchError(f"{path!r}: {reason}") from None
-
-    def _read_regular(self, path: str, fd: int) -> memoryview:
-        status, limit = os.fstat(fd), self._job.max_row_bytes
-        if not stat.S_ISREG(status.st_mode):
-            raise FetchError(f"{path!r}: not a file")
-        if status.st_size > limit:
-            raise FetchError(f"{path!r}: {status.st_size} bytes exceed max_row_bytes {limit}")
-        if status.st_size > len(self._scratch):
-            self._scratch = bytearray(status.st_size)
-        view, filled = memoryview(self._scratch)[: status.st_size], 0
-        while filled < len(view) and (count := os.readv(fd, [view[filled:]])):
-            filled += count
-        return view[:filled]
-
-
-def _remedy(character: bytes) -> str:
-    """Name the key that lets a character pass that strict Base64 has not, if there is one."""
-    if character.isspace():
-        return "; base64_whitespace: true skips it"
-    if character in (b"-", b"_"):
-        return "; base64_url_alphabet: true reads it"
-    return ""
+            raise unreadable(path, error) from None
+        finally:
+            os.close(fd)

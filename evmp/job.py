@@ -60,12 +60,18 @@ _output = partial(key, "Output")
 _speed = partial(key, "Workers and speed")
 _failure = partial(key, "Failures")
 _custom = partial(key, "Custom code")
-_video = partial(key, "Video", result=True, comes_with="video")
+_video = partial(key, "Video", result=True)
 _cloud = partial(key, "Cloud")
 
 
 # They decide only which rows fail, so a retry of failed rows may have other values for them.
-MENDING = ("base64_whitespace", "max_image_pixels", "max_row_bytes")
+MENDING = (
+    "base64_whitespace",
+    "max_image_pixels",
+    "max_row_bytes",
+    "max_video_bytes",
+    "max_video_seconds",
+)
 # Of a custom process, what its results do not depend on.
 SPEED_OF_PROCESS = ("job_name", "num_threads")
 
@@ -318,6 +324,13 @@ class Job(BaseModel):
     decode_batch_size: Integer = _video(10, "frames of a clip", unit="frames", ge=1, le=65536)
     decode_keep_size: Integer = _video(
         0, "frames that a clip repeats from the one before", unit="frames", ge=0, le=65536
+    )
+
+    max_video_seconds: Number = _video(
+        86_400.0, "a longer video is a failed row", unit="seconds", own=True, gt=0
+    )
+    max_video_bytes: Integer = _video(
+        64 << 30, "a larger file of a video is a failed row", unit="bytes", own=True, ge=1024
     )
 
     buckets: Buckets = _cloud(

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 TYPICAL_PAYLOAD_BYTES: Final = 256 << 10  # memory of a payload slot that is faulted in at start
 TYPICAL_SAMPLE_BYTES: Final = 3 << 20  # of a sample: a picture of a million pixels
 TYPICAL_RESULT_BYTES: Final = 16 << 10
+TYPICAL_FRAME_PIXELS: Final = 1 << 20
+AHEAD_BYTES: Final = 256 << 20  # of frames that decoders may be ahead with
+MAX_PLAN_BYTES: Final = 64 << 20  # of a segment: when each of its frames is shown
+SPARE_SEGMENTS: Final = 4
 SPARE_RESULT_BYTES: Final = 1 << 20  # what a model says of a small image need not be small
 # Memory of a process's own, somewhat less than was measured (bench/bench_start.py): of a light
 # stage, of torch, once for all predictors, and of a predictor without the weights.
@@ -57,13 +61,14 @@ class Layout:
     """How many processes a worker has, and how large its rings are. Counts are per worker.
 
     Attributes:
-        n_decoders, n_predictors: processes.
+        n_scouts, n_decoders, n_predictors: processes.
         n_processes: of each link of `user_process_config`.
         hops: the rings, in the order of the flow.
         own_bytes: memory that a predictor takes at least, the others being small.
         has_keeper: whether the worker takes any block, and a process of it keeps the leases.
     """
 
+    n_scouts: int
     n_decoders: int
     n_processes: tuple[int, ...]
     n_predictors: int
@@ -74,11 +79,13 @@ class Layout:
     @property
     def roles(self) -> list[str]:
         """The seats of a worker, in order."""
+        scouts = ["scout"] * self.n_scouts
         decoders = ["decoder"] * self.n_decoders
         processes = ["process"] * sum(self.n_processes)
         predictors = ["predictor"] * self.n_predictors
         keeper = ["keeper"] * self.has_keeper
-        return ["worker", *keeper, "reader", *decoders, *processes, "zygote", *predictors, "writer"]
+        before = ["worker", *keeper, "reader", *scouts, *decoders]
+        return [*before, *processes, "zygote", *predictors, "writer"]
 
     @property
     def batch_rows(self) -> int:
@@ -93,7 +100,7 @@ class Layout:
     @property
     def process_bytes(self) -> int:
         """Memory that the worker's processes have at least of their own."""
-        n_light = 3 + self.n_decoders + sum(self.n_processes)
+        n_light = 3 + self.n_scouts + self.n_decoders + sum(self.n_processes)
         return n_light * STAGE_BYTES + TORCH_BYTES + self.n_predictors * self.own_bytes
 
     @property
@@ -133,6 +140,7 @@ def plan_layout(job: Job, package: ModelPackage | None) -> Layout:
             f"many processes, expected at most {MAX_SEATS}; raise num_worker instead"
         )
     layout = Layout(
+        n_scouts=int(job.is_input_video),
         n_decoders=n_decoders,
         n_processes=n_processes,
         n_predictors=n_predictors,
@@ -158,14 +166,13 @@ def _hops(
 ) -> tuple[Hop, ...]:
     """Size the rings. Each is named after what it holds."""
     n_decoders, queue = job.preprocess_thread_num, job.queue_size
-    payload_bytes = _whole_pages(job.max_row_bytes)
-    n_payloads = max(2, min(queue, 4 * n_decoders + 16 + _n_downloads(job)))
-    hops = [Hop("payloads", n_payloads, 1, payload_bytes, TYPICAL_PAYLOAD_BYTES)]
+    hops = _video_hops(job) if job.is_input_video else [_payload_hop(job)]
     if package is not None and not uses_samples(job):
         spec, batch = package.input, job.batch_size
         n_held = n_decoders + _n_downloads(job)
         wanted = (n_in_flight + 1) * n_predictors + 2 + -(-n_held // batch) + 32 // batch
         pixel_bytes = spec.height * spec.width * 3
+        wanted = _roomy(job, wanted, batch, pixel_bytes)
         hops.append(Hop("pixels", min(queue // batch, wanted), batch, pixel_bytes, pixel_bytes))
     else:
         hops += _sample_hops(job, n_predictors)
@@ -175,8 +182,32 @@ def _hops(
     return tuple(hops)
 
 
+def _payload_hop(job: Job) -> Hop:
+    n_payloads = max(2, min(job.queue_size, 4 * job.preprocess_thread_num + 16 + _n_downloads(job)))
+    return Hop("payloads", n_payloads, 1, _whole_pages(job.max_row_bytes), TYPICAL_PAYLOAD_BYTES)
+
+
+def _video_hops(job: Job) -> list[Hop]:
+    """Size the ring of videos, whose key columns lie there, too, and that of their segments."""
+    row_bytes = _whole_pages(2 * job.max_row_bytes + SPARE_RESULT_BYTES)
+    n_segments = job.preprocess_thread_num + SPARE_SEGMENTS
+    return [
+        Hop("videos", SPARE_SEGMENTS, 1, row_bytes, TYPICAL_PAYLOAD_BYTES),
+        Hop("segments", n_segments, 1, row_bytes + MAX_PLAN_BYTES, TYPICAL_PAYLOAD_BYTES),
+    ]
+
+
+def _roomy(job: Job, wanted: int, batch: int, row_bytes: int) -> int:
+    """Return how many batches a ring behind the decoders should hold: of videos more, because
+    decoders that work on one at several places give their frames far ahead of their turn.
+    """
+    return max(wanted, AHEAD_BYTES // (batch * row_bytes)) if job.is_input_video else wanted
+
+
 def _n_downloads(job: Job) -> int:
     """Return how many rows the decoders of a worker may hold while their files come."""
+    if job.is_input_video:
+        return 0
     if job.input_table and job.image_type == "base64":
         return 0
     return job.preprocess_thread_num * job.download_concurrency
@@ -193,15 +224,24 @@ def _sample_hops(job: Job, n_predictors: int) -> list[Hop]:
     """
     row_bytes = _whole_pages(3 * job.max_image_pixels + 2 * job.max_row_bytes)
     links = [(it.num_threads, it.batch_size) for it in job.user_process_config]
+    usual_bytes = _usual_sample_bytes(job)
     hops, before, n_before = list[Hop](), 1, job.preprocess_thread_num + _n_downloads(job)
     for n_consumers, batch in [*links, (n_predictors, job.batch_size)]:
         wanted = n_consumers + 2 + -(-n_before // batch)
+        wanted = wanted if hops else _roomy(job, wanted, batch, usual_bytes)
         least = 1 - (math.gcd(before, batch) - before) // batch
         n_batches = max(least, min(job.queue_size // batch, wanted))
         name = f"samples{len(hops) + 1}" if hops else "samples"
-        hops.append(Hop(name, n_batches, batch, row_bytes, TYPICAL_SAMPLE_BYTES))
+        hops.append(Hop(name, n_batches, batch, row_bytes, usual_bytes))
         before, n_before = math.lcm(before, batch), n_consumers
     return hops
+
+
+def _usual_sample_bytes(job: Job) -> int:
+    if not job.is_input_video:
+        return TYPICAL_SAMPLE_BYTES
+    pixels = job.reshape_size**2 * 16 // 9 if job.reshape_size > 0 else TYPICAL_FRAME_PIXELS
+    return 3 * pixels * (1 if job.use_image_predictor else job.decode_batch_size)
 
 
 def _check_memory(job: Job, layout: Layout) -> None:

@@ -9,6 +9,7 @@ of a block of rows is its record, which is created once or not at all:
                              each share it, and hold one of their own: lock.<team>.<name>
     lock.turn                flock of the one that begins or ends just now
     tmp/<run>.<start>        a block being written; swept when the run is over
+    tmp/<run>.reel           the results of a video's frames, until it is whole; likewise
     data/<start>.<id>        a finished block
     blocks/<start>.json      its record: the commit point
     names/<digest>           the row that has reserved the name of a file beside the output
@@ -383,6 +384,10 @@ class Ledger:
     def stage(self, run: str, start: int) -> Path:
         """Return where the run writes the block that begins at row `start`."""
         return self.tmp / f"{run}.{start:012d}"
+
+    def reel(self, run: str) -> Path:
+        """Return where the run gathers what a video's frames have come to."""
+        return self.tmp / f"{run}.reel"
 
     def commit(self, stage: Path, block: Block, failed: int, reasons: dict[str, list[Any]]) -> bool:
         """Make the block in `stage` count, durably. The first to commit a block wins.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-_WORDS: Final = 32  # counters of a seat, 8 bytes each: four cache lines
+_WORDS: Final = 40  # counters of a seat, 8 bytes each: five cache lines
 _COUNTER_BYTES: Final = _WORDS * 8
 _LAST_WORDS_BYTES: Final = 8192
 _SEAT_BYTES: Final = _COUNTER_BYTES + _LAST_WORDS_BYTES
@@ -61,7 +61,8 @@ class Counter(IntEnum):
     LEAVE = 9  # the supervisor's seat: a Leave
     GIVEN_UP = 10  # rows that have killed the process in this seat
     AT = 11  # the row that a decoder is at, of those that it holds, plus 1; 0 is none
-    FILL = 12  # the supervisor's seat: fill of each ring in thousandths, from here on
+    ITEMS = 12  # frames or clips of videos whose results the writer has
+    FILL = 13  # the supervisor's seat: fill of each ring in thousandths, from here on
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from evmp.image import IMAGE_SUFFIXES
 from evmp.result import to_json
 from evmp.sink import sync
 from evmp.value import scheme
+from evmp.video.part import part_of
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -74,6 +75,7 @@ class OutputFiles:
         is_named = not job.input_table or job.image_type == "url"
         self._place = names.index(column) if is_named and column in names else None
         self._results = results
+        self._is_video = job.is_input_video
 
     @cached_property
     def _is_retry(self) -> bool:
@@ -135,8 +137,8 @@ class OutputFiles:
 
     def _reserved(self, n: int, row: int, key: str, end: str) -> str:
         """Return the path of a file, which is this row's from now on."""
-        whole = self._input_of(n)
-        stem = _stem(whole) or str(row)
+        whole, label = self._input_of(n)
+        stem = (_stem(whole) or str(row)) + label
         digest = hashlib.sha256(f"{row} {whole}".encode("utf-8", "replace")).hexdigest()
         for n_digits in DIGITS:
             tail = f"-{digest[:n_digits]}" if n_digits else ""
@@ -152,12 +154,18 @@ class OutputFiles:
     def _target(self, path: str) -> Path:
         return self._here / path
 
-    def _input_of(self, n: int) -> str:
-        """Return what the row says of its input: a path, a URL, or a JSON object's text."""
+    def _input_of(self, n: int) -> tuple[str, str]:
+        """Return what the row says of its input, a path, a URL, or a JSON object's text; and what
+        tells the frames or clips of a video apart."""
+        keys, label = pickle.loads(self._results.note(n)), ""
+        if self._is_video:
+            keys, part = part_of(keys)
+            label = part.label
         if self._place is None:
-            return ""
-        value = pickle.loads(self._results.note(n))[self._place]
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
+            return "", label
+        value = keys[self._place]
+        text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
+        return text, label
 
 
 def check_keys(output_type: dict[str, str]) -> str:

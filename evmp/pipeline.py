@@ -2,6 +2,8 @@
 
     reader ─► payload ring ─► decoders ─► pixel ring ─► predictors ─► result ring ─► writer
 
+Over videos, a scout comes before the decoders, and a ring of segments between them.
+
 Where users' code takes part, the ring behind the decoders holds samples, and so do those behind
 each link of a chain of processes, which stands between decoders and predictors.
 
@@ -41,9 +43,12 @@ from evmp.processor import Processor
 from evmp.reader import Reader
 from evmp.ring import Mark, Ring
 from evmp.sampleengine import CustomPredictor, ImagePredictor, SampleEngine, SamplePredictor
+from evmp.scout import Scout, mark_failed
 from evmp.stage import Stage, put_failure, run_stage
 from evmp.supervisor import Post, Supervisor
 from evmp.textpredictor import TextPredictor
+from evmp.video.task import give_up, rows_of
+from evmp.videodecoder import VideoDecoder
 from evmp.writer import Writer
 from evmp.zygote import Zygote
 
@@ -51,10 +56,11 @@ if TYPE_CHECKING:
     from evmp.job import Job
     from evmp.model.package import ModelPackage
     from evmp.source import SourceInfo
+    from evmp.value import ProcessConfig
 
 GRACE_SECONDS: Final = 0.5  # stages hold nothing that a kill could lose
 # Of a worker; a zygote has its own.
-_CHILDREN: Final = ("keeper", "reader", "decoder", "process", "zygote", "writer")
+_CHILDREN: Final = ("keeper", "reader", "scout", "decoder", "process", "zygote", "writer")
 
 
 class _AllDone(EvmpError):
@@ -102,6 +108,7 @@ class Worker:
         self._caller, self._lease = Caller(code), lease
         self._agenda: Agenda
         self._rings: list[Ring]
+        self._most_items = 0  # all
 
     def run(self) -> int:
         """Live the life of a worker's process. Returns its exit code."""
@@ -123,11 +130,15 @@ class Worker:
             return error.exit_code
         return 0
 
-    def rehearse(self, blocks: list[Block]) -> Ring:
+    def rehearse(self, blocks: list[Block], most_items: int) -> Ring:
         """Run the stages but the writer one after the other, in this process, over few rows.
+
+        Args:
+            most_items: frames or clips of each video.
 
         Returns: the result ring.
         """
+        self._most_items = most_items
         for role, stage in self.stages(blocks):
             if role != "writer":
                 stage.open()
@@ -213,21 +224,22 @@ class Worker:
                 self._source,
                 agenda,
                 self._rows,
-                self._rings,
+                self._rings[:1] if self._job.is_input_video else self._rings,
                 self._seats[number],
                 self.is_draining,
             ),
-            "decoder": lambda number: Decoder(
+            "scout": lambda number: Scout(
                 self._job,
-                None if uses_samples(self._job) else self._fit(),
-                *self._rings_around(number),
-                self._rings[-1],
+                self._rings,
                 self._seats[number],
                 number,
+                self.is_draining,
+                self._most_items,
             ),
+            "decoder": self._decoder,
             "process": lambda number: Processor(
                 self._caller,
-                self._job.user_process_config[self._hop_of(number) - 1],
+                self._link_of(number),
                 *self._rings_around(number),
                 self._rings[-1],
                 self._seats[number],
@@ -257,14 +269,32 @@ class Worker:
             )
         return stages
 
+    def _decoder(self, number: int) -> Stage:
+        fit, seat = None if uses_samples(self._job) else self._fit(), self._seats[number]
+        if self._job.is_input_video:
+            _, segments, *later = self._rings
+            return VideoDecoder(self._job, fit, segments, later, seat, number)
+        before, after = self._rings_around(number)
+        return Decoder(self._job, fit, before, after, self._rings[-1], seat, number)
+
     def _hop_of(self, number: int) -> int:
         """Return which ring the process of a seat takes rows from; -1 for one that takes none."""
         seat = self._seats[number]
         if seat.role == "process":
             links = accumulate(self._layout.n_processes)
-            return 1 + sum(seat.ordinal >= stop for stop in links)
-        n_rings = len(self._layout.hops)
-        return {"decoder": 0, "predictor": n_rings - 2, "writer": n_rings - 1}.get(seat.role, -1)
+            return self._first_link + sum(seat.ordinal >= stop for stop in links)
+        n_rings, decoders = len(self._layout.hops), self._first_link - 1
+        hops = {"scout": 0, "decoder": decoders, "predictor": n_rings - 2, "writer": n_rings - 1}
+        return hops.get(seat.role, -1)
+
+    @property
+    def _first_link(self) -> int:
+        """The ring behind the decoders."""
+        return 2 if self._job.is_input_video else 1
+
+    def _link_of(self, number: int) -> ProcessConfig:
+        """Return which of the user's processes a seat is for."""
+        return self._job.user_process_config[self._hop_of(number) - self._first_link]
 
     def _rings_around(self, number: int) -> tuple[Ring, Ring]:
         """Return the rings that the process of a seat takes rows from, and hands them on to."""
@@ -338,15 +368,48 @@ class Worker:
         if seat.role == "decoder":  # it holds rows that it is not at: their files are on the way
             at, seat.counters[Counter.AT] = seat.counters[Counter.AT] - 1, 0
         is_at_none = at is not None and at < 0
-        fail = None if is_at_none else lambda n: self._give_up(n, number, cause)
+        is_video = self._job.is_input_video and seat.role in ("scout", "decoder")
+        put_error = self._give_up_video if is_video else self._give_up
+        fail = None if is_at_none else lambda n: put_error(n, number, cause)
         self._recover(number, fail, at)
 
     def _recover(
-        self, number: int, fail: Callable[[int], None] | None, at: int | None = None
+        self, number: int, fail: Callable[[int], object] | None, at: int | None = None
     ) -> None:
         before, after = self._rings_around(number)
-        n_failed = before.recover(number, after.is_done, fail, at)
+        if self._job.is_input_video and self._seats[number].role in ("scout", "decoder"):
+            n_failed = self._recover_video(number, fail, at)
+        else:
+            n_failed = before.recover(number, after.is_done, fail, at)
         self._seats[number].add(Counter.GIVEN_UP, n_failed)
+
+    def _recover_video(
+        self, number: int, fail: Callable[[int], object] | None, at: int | None
+    ) -> int:
+        """Settle what a process held whose rows become others, which are numbered anew."""
+        rows, segments, after, *_ = self._rings
+        if self._seats[number].role == "scout":
+            return rows.recover(number, lambda r: False, fail, reached=lambda r: segments.published)
+
+        def first_open(m: int) -> int:
+            items = rows_of(segments.header(m))
+            return next((n for n in items if not after.is_done(n)), items.stop)
+
+        def is_done(m: int) -> bool:
+            return first_open(m) == segments.header(m).next
+
+        return segments.recover(number, is_done, fail, at, reached=first_open)
+
+    def _give_up_video(self, n: int, number: int, cause: str) -> bool:
+        """Mark a video, or a segment of one, that has killed whoever took it; its next claimer
+        makes it an error."""
+        role = self._seats[number].role
+        message = f"the {role} died of this {'video' if role == 'scout' else 'segment'}: {cause}"
+        if role == "scout":
+            mark_failed(self._rings[0], n, message)
+        else:
+            give_up(self._rings[1], n, "decode", message)
+        return True
 
     def _give_up(self, n: int, number: int, cause: str) -> None:
         """Make row n the error that it is, which has killed whoever took it."""
@@ -360,7 +423,7 @@ class Worker:
             cause = f"no answer within process_timeout_seconds, {limit:g}"
         stage = {"decoder": "decode", "predictor": "predict"}.get(role, role)
         if role == "process":
-            link = self._job.user_process_config[self._hop_of(number) - 1]
+            link = self._link_of(number)
             role = f"process {link.job_name or link.user_process_cls}"
         put_failure(results, n, header.row, stage, f"the {role} died of this row: {cause}")
         after.skip(n, header.row)
@@ -370,7 +433,7 @@ class Worker:
     def _progress(self) -> int:
         writer = self._seats[-1].counters
         given_up = sum(seat.counters[Counter.GIVEN_UP] for seat in self._seats)
-        return writer[Counter.ROWS] + given_up
+        return writer[Counter.ROWS] + writer[Counter.ITEMS] + given_up
 
     def _drain(self) -> None:
         self._own.counters[Counter.LEAVE] = Leave.DRAINED

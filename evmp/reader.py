@@ -39,7 +39,8 @@ class Reader:
         planned: what the source was when the job was planned.
         agenda: the blocks to read.
         rows: the rows of the input that blocks count.
-        rings: of the worker, in the order of the flow; the first gets the rows.
+        rings: of the worker, in the order of the flow; the first gets the rows, the last the key
+            columns and what failed here. Of a single one a later stage hands those on.
         seat: where to count.
         is_draining: whether to stop at the next row.
     """
@@ -157,16 +158,21 @@ class Reader:
 
     def _publish(self, n: int, row: Row, following: int) -> None:
         payload = memoryview(row.payload).cast("B")
-        mark = Mark.DATA
+        mark, kind = Mark.DATA, row.kind
         if not self._results.is_done(n):
-            mark = self._leave_note(n, row, payload)
-        header = Header(row.index, following, mark=mark, kind=row.kind)
+            message = self._leave_note(n, row, payload)
+            if message and self._results is self._payload:  # the next stage tells it
+                kind, payload = Kind.ERROR, memoryview(message.encode("utf-8"))
+            elif message:
+                put_failure(self._results, n, row.index, "read", message)
+                mark = Mark.EMPTY
+        header = Header(row.index, following, mark=mark, kind=kind)
         self._payload.put(n, header, payload if mark == Mark.DATA else b"")
         self._seat.add(Counter.ROWS, 1)
         self._seat.add(Counter.BYTES, len(payload))
 
-    def _leave_note(self, n: int, row: Row, payload: memoryview) -> Mark:
-        """Leave the key columns for the writer. Returns EMPTY where the row has failed already."""
+    def _leave_note(self, n: int, row: Row, payload: memoryview) -> str:
+        """Leave the key columns for the writer. Returns why the row has failed already, if so."""
         note = pickle.dumps(row.keys, protocol=pickle.HIGHEST_PROTOCOL)
         limit = self._results.row_bytes // 2
         message = bytes(payload).decode("utf-8", "replace") if row.kind == Kind.ERROR else ""
@@ -174,11 +180,8 @@ class Reader:
             message = f"key columns of {len(note)} bytes exceed the {limit} of a row; left out"
             note = pickle.dumps((None,) * len(row.keys))
         self._results.set_note(n, note)
-        if not message:
-            return Mark.DATA
-        put_failure(self._results, n, row.index, "read", message)
-        self._seat.add(Counter.FAILED, 1)
-        return Mark.EMPTY
+        self._seat.add(Counter.FAILED, bool(message))
+        return message
 
     def _fill_up(self, n: int) -> int:
         """Fill the batches that row n would be in up with EMPTY rows. Returns the next free n.

@@ -197,6 +197,15 @@ class Ring:
         return self._ring.cursor
 
     @property
+    def published(self) -> int:
+        """The first row, from the cursor on, that is not committed; of a first ring all before it
+        are."""
+        n = self.cursor * self.n_rows
+        while self.is_done(n):
+            n += 1
+        return n
+
+    @property
     def fill(self) -> float:
         """Share of the slots that hold a complete or claimed batch, 0 to 1, approximately."""
         return self._ring.backlog / self.n_slots
@@ -229,8 +238,9 @@ class Ring:
         self,
         seat: int,
         is_done: Callable[[int], bool],
-        fail: Callable[[int], None] | None,
+        fail: Callable[[int], object] | None,
         at: int | None = None,
+        reached: Callable[[int], int] = lambda n: n,
     ) -> int:
         """Settle what the dead process of `seat` held. For the supervisor, after waitpid.
 
@@ -244,8 +254,10 @@ class Ring:
         Args:
             seat: the seat whose process has died.
             is_done: whether row n has reached the next ring.
-            fail: puts an error row for row n into the next ring; None where no row is to blame.
+            fail: puts an error row for row n into the next ring, or leaves row n to the next
+                claimer, which it says by True; None where no row is to blame.
             at: the row that the process was at, where that need not be in the oldest batch.
+            reached: how far the work on row n has come: a death further on counts anew.
 
         Returns: how many rows were given up.
         """
@@ -255,15 +267,16 @@ class Ring:
             attempt = self.peek(seq)[2]
             blame = fail if at is None or at in self.rows(seq) else None
             if open_rows and blame:
-                is_same = self._suspects.get(seq) == open_rows[0]
+                is_same = self._suspects.get(seq) == reached(open_rows[0])
                 attempt = attempt + 1 if is_same else 1
                 if attempt >= MAX_ATTEMPTS:
-                    blame(open_rows.pop(0))
+                    if not blame(open_rows[0]):
+                        del open_rows[0]
                     n_failed += 1
                     attempt = 1
             if open_rows:
                 if blame:
-                    self._suspects[seq] = open_rows[0]
+                    self._suspects[seq] = reached(open_rows[0])
                     fail = None
                 self.reopen(seq, seat, min(attempt, MAX_ATTEMPTS))
             else:

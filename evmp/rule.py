@@ -61,6 +61,7 @@ def clashes(job: Job) -> Iterator[Clash]:
     yield from _sizes(job)
     yield from _model(job)
     yield from _custom_code(job)
+    yield from _video(job)
     yield from _cluster(job)
     yield from _not_available(job)
 
@@ -134,6 +135,12 @@ def _custom_code(job: Job) -> Iterator[Clash]:
     if job.segmentation_output == "png" and not job.output_dir:
         message = "required with segmentation_output: png, but missing"
         yield Clash(("output_dir", "segmentation_output"), message)
+
+
+def _video(job: Job) -> Iterator[Clash]:
+    if job.is_input_video and not job.use_image_predictor and job.model_type != CUSTOM:
+        message = f"got false with model_type {job.model_type}, which takes images, expected true"
+        yield Clash(("use_image_predictor", "model_type"), message)
 
 
 def _cluster(job: Job) -> Iterator[Clash]:

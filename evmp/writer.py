@@ -10,6 +10,7 @@ import os
 import pickle
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from evmp.agenda import Agenda
@@ -21,6 +22,8 @@ from evmp.report import Reasons
 from evmp.ring import Mark, Ring
 from evmp.sink import Record, Sink, max_result_bytes, open_sink, writing
 from evmp.stage import claims, error_result
+from evmp.video.gathering import Gathering
+from evmp.video.part import part_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,12 +69,15 @@ class Writer:
         self._n_finished = agenda.n_done
         self._sink: Sink
         self._block: _OpenBlock | None = None
+        self._gathering = Gathering(job) if job.is_input_video else None
 
     def open(self) -> None:
         """Load what the output format needs."""
         self._sink = open_sink(self._job, self._keys)
         self._max_bytes = max_result_bytes(self._job)
         self._results.populate(1)
+        if self._gathering is not None:
+            self._gathering.open(self._ledger.reel(self._run))
 
     def run(self) -> None:
         """Write until the result ring has drained, and commit what has begun."""
@@ -81,17 +87,28 @@ class Writer:
             self._agenda.finish(self._n_finished)
         if self._block is not None:
             self._commit(self._block)
+        if self._gathering is not None:
+            self._gathering.close()
 
     def _placed(self, seq: int) -> Iterable[_Placed]:
         for n in self._results.rows(seq):
             header = self._results.header(n)
-            if header.mark != Mark.EMPTY:
-                keys = pickle.loads(self._results.note(n))
-                failed, result = header.mark == Mark.ERROR, bytes(self._results.data(n))
-                if len(result) > self._max_bytes:
-                    failed, result = True, error_result("write", self._too_long(len(result)))
-                record = Record(header.row, keys, result, failed)
-                planned = self._agenda.block_of(n, self._planned)
+            if header.mark == Mark.EMPTY:
+                continue
+            note = pickle.loads(self._results.note(n))
+            data, failed = bytes(self._results.data(n)), header.mark == Mark.ERROR
+            record: Record | None = Record(header.row, note, data, failed)
+            at = n
+            if self._gathering is not None:
+                self._seat.enter(State.BUSY)
+                keys, part = part_of(note)
+                record, at = self._gathering.add(n, header.row, keys, part, failed, data), part.n
+                self._seat.add(Counter.ITEMS, 1)
+            if record is not None:
+                if len(record.result) > self._max_bytes:
+                    message = self._too_long(len(record.result))
+                    record = replace(record, result=error_result("write", message), failed=True)
+                planned = self._agenda.block_of(at, self._planned)
                 yield _Placed(planned, bisect_left(self._rows, header.row), record)
 
     def _too_long(self, n_bytes: int) -> str:
@@ -106,6 +123,9 @@ class Writer:
                 pending = []
                 self._open_block(it.planned)
             pending.append(it)
+            if self._gathering is not None:  # what it was gathered from may go with the next one
+                self._append(pending)
+                pending = []
         self._append(pending)
 
     def _append(self, placed: list[_Placed]) -> None:

@@ -81,9 +81,9 @@ def test_all_that_is_wrong_is_said_at_once(job: JobFolder) -> None:
 
 
 def test_feature_of_a_later_version_is_refused(job: JobFolder) -> None:
-    job.write(is_input_video=True)
+    job.write(useSparseClusterSchema=True)
 
-    assert "is_input_video: not available in this version, comes with video" in error_of(job, 2)
+    assert "useSparseClusterSchema: not available in this version" in error_of(job, 2)
 
 
 # --- the input ------------------------------------------------------------------------------------

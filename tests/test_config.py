@@ -11,20 +11,10 @@ import pytest
 import yaml
 
 import evmp
-from evmp.errors import ConfigError
 from evmp.job import Job, load_job
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted(path.name for path in (ROOT / "config").glob("*.yaml"))
-
-LATER = {
-    "video.yaml": [
-        "is_input_video: not available in this version, comes with video",
-        "decode_type: not available in this version, comes with video",
-        "sample_fps: not available in this version, comes with video",
-        "reshape_size: not available in this version, comes with video",
-    ],
-}
 
 SCRIPTS = ["array-gpu", "array-cpu", "tasks-cpu", "report"]
 
@@ -38,18 +28,9 @@ def reference() -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("name", sorted(set(EXAMPLES) - set(LATER)))
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_can_be_loaded(name: str) -> None:
     assert isinstance(load_job(ROOT / "config" / name), Job)
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_an_example_for_later_has_only_the_problems_it_tells(name: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_job(ROOT / "config" / name)
-
-    assert [f"{p.path}: {p.message}" for p in caught.value.problems] == LATER[name]
-    assert "NOT IN THIS VERSION" in (ROOT / "config" / name).read_text("utf-8")
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -378,8 +378,6 @@ def test_config_of_a_predictor_may_be_json_or_yaml(tmp_path: Path, value: object
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"is_input_video": True}, "is_input_video: not available in this version, comes with vid"),
-        ({"sample_fps": 1}, "sample_fps: not available in this version, comes with video"),
         ({"output_dir": "oss://b.h/x"}, "output_dir: oss:// is not available in this version"),
         (
             {"user_resource": "http://h/x.zip", "user_process_config": PROCESS},

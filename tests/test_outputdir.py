@@ -35,7 +35,7 @@ def make(tmp_path: Path) -> Make:
         for n, it in enumerate(inputs):
             ring.set_note(n, pickle.dumps((it,)))
         names = {"input_table": "in" if table else "", "image_type": "url", "image_col": "url"}
-        job: Any = SimpleNamespace(output_dir=str(tmp_path / "out"), **names)
+        job: Any = SimpleNamespace(output_dir=str(tmp_path / "out"), is_input_video=False, **names)
         return OutputFiles(job, ledger, (KeyField("url" if table else "image"),), ring)
 
     return make

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
+OUTPUT_CORRUPT: Final = 8  # AV_CODEC_FLAG_OUTPUT_CORRUPT
 READ_BYTES: Final = 256 << 10
 # Formats that hold frames themselves.
 FORMATS: Final = (
@@ -73,6 +74,9 @@ class OpenVideo:
 
     def __init__(self, file: BinaryIO, max_pixels: int) -> None:
         self._file, self._max_pixels = file, max_pixels
+        self._container: InputContainer
+        self.stream: VideoStream
+        self._is_read = False
         self._open()
 
     def __enter__(self) -> OpenVideo:
@@ -89,7 +93,7 @@ class OpenVideo:
     def close(self) -> None:
         self._container.close()
 
-    def packets(self, start: int | None = None) -> Iterator[Packet]:
+    def packets(self, start: int | None = None) -> Iterator[Packet[Any]]:
         """Yield the stream's packets in the order of the file; the empty last one flushes.
 
         Args:
@@ -120,7 +124,10 @@ class OpenVideo:
         else:
             context.thread_type, context.thread_count = "NONE", 1
         context.skip_frame = skipped
-        return context
+        # Of a frame that refers to no other it says nothing that others are missing.
+        if skipped == SKIPPED[1]:
+            context.flags |= OUTPUT_CORRUPT
+        return context  # type: ignore[no-any-return]
 
     def _open(self) -> None:
         self._file.seek(0)

@@ -8,41 +8,24 @@ then the keyframe was none, and decoding begins further back.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from evmp.errors import DecodeError
 from evmp.video.container import SKIPPED, PictureType, told
 from evmp.video.sampling import Grid, Sampler
+from evmp.video.segment import Wanted
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.packet import Packet
-    from av.video.codeccontext import VideoCodecContext
 
     from evmp.video.container import OpenVideo
     from evmp.video.index import Index, Start
     from evmp.video.segment import Segment
 
 MAX_DAMAGED: Final = 1000  # packets in a row that give nothing
-
-
-@dataclass(slots=True)
-class Wanted:
-    """A frame that is wanted.
-
-    Attributes:
-        frame_id: its place among all frames of the stream, in the order in which they are shown.
-        time: when it is shown, in the stream's time base.
-        frame: None where it could not be decoded, for the `reason`.
-    """
-
-    frame_id: int
-    time: int
-    frame: VideoFrame | None
-    reason: str = ""
 
 
 class Frames:
@@ -90,7 +73,7 @@ class Frames:
             at = next(wanted, None)
 
     def _found(self, frame_id: int, time: int, frame: VideoFrame) -> Wanted:
-        if frame.is_corrupt:
+        if frame.is_corrupt and self._decode_type != 1:
             self._note_damage(time, "damaged")
             return Wanted(frame_id, time, None, "the frame is damaged")
         return Wanted(frame_id, time, frame)
@@ -107,7 +90,7 @@ class Frames:
         for start in segment.starts:
             frames = self._decoded(self._packets_from(start), skipped, times)
             first = next(frames, None)
-            while first is not None and first.pts < start.pts:
+            while first is not None and (first.pts or 0) < start.pts:
                 first = next(frames, None)  # shown before the keyframe, decoded after it
             if first is not None and first.pts == start.pts and not first.is_corrupt:
                 yield first
@@ -115,7 +98,7 @@ class Frames:
                 return
         yield from self._decoded(self._video.packets(), skipped, times)
 
-    def _packets_from(self, start: Start) -> Iterator[Packet]:
+    def _packets_from(self, start: Start) -> Iterator[Packet[Any]]:
         """Yield the packets from a keyframe on; none where it cannot be found."""
         at = start.pts if start.dts is None else min(start.pts, start.dts)
         is_there = False
@@ -140,7 +123,7 @@ class Frames:
         # Frames that only their order tells apart are all decoded.
         skipped = SKIPPED[self._decode_type] if is_regular else SKIPPED[4]
         for i, frame in enumerate(self._decoded(self._video.packets(), skipped)):
-            place = int(np.searchsorted(index.times, frame.pts)) if is_regular else i
+            place = int(np.searchsorted(index.times, frame.pts or 0)) if is_regular else i
             if place < index.n_frames and self._is_of_type(frame):
                 yield self._found(place, int(index.times[place]), frame)
 
@@ -159,7 +142,7 @@ class Frames:
     # --- decoding -----------------------------------------------------------------------------
 
     def _decoded(
-        self, packets: Iterator[Packet], skipped: str, times: Container[int] | None = None
+        self, packets: Iterator[Packet[Any]], skipped: str, times: Container[int] | None = None
     ) -> Iterator[VideoFrame]:
         """Yield what the decoder makes of packets; what is damaged is noted and passed by.
 
@@ -167,7 +150,7 @@ class Frames:
             skipped: what the decoder leaves out.
             times: of the frames that are wanted, where that is known.
         """
-        context = self._video.restart(skipped)
+        context: Any = self._video.restart(skipped)
         is_alone = skipped in (SKIPPED[1], SKIPPED[2])
         n_damaged, last = 0, self._index.origin
         while n_damaged <= MAX_DAMAGED:
@@ -195,12 +178,13 @@ class Frames:
             self.damage = f"{reason} after {self._index.seconds(time):.3f} seconds"
 
 
-def _in_turn(context: VideoCodecContext, packet: Packet) -> Sequence[VideoFrame]:
+def _in_turn(context: Any, packet: Packet[Any]) -> Sequence[VideoFrame]:
     with told("damaged"):
-        return context.decode(packet)
+        frames: Sequence[VideoFrame] = context.decode(packet)
+        return frames
 
 
-def _alone(context: VideoCodecContext, packet: Packet) -> Sequence[VideoFrame]:
+def _alone(context: Any, packet: Packet[Any]) -> Sequence[VideoFrame]:
     """Decode a frame that refers to no other.
 
     Were it to wait for its turn among frames that never come, FFmpeg would lose some.

@@ -140,7 +140,7 @@ def _entries(video: OpenVideo, beat: Callable[[], object]) -> tuple[list[_Entry]
     return entries, ""
 
 
-def _is_hidden(packet: Packet) -> bool:
+def _is_hidden(packet: Packet[Any]) -> bool:
     return not memoryview(packet)[0] & VP8_IS_SHOWN
 
 

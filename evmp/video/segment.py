@@ -15,6 +15,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -23,12 +24,30 @@ from evmp.video.index import Index, Start, Times
 from evmp.video.sampling import Grid
 
 if TYPE_CHECKING:
+    from av import VideoFrame
+
     from evmp.job import Job
 
 LEAST_FRAMES: Final = 64  # of a segment: to begin one costs a few frames
 ENOUGH_FRAMES: Final = 256
 LEAST_CLIPS: Final = 10  # of a segment: it decodes up to a clip of the next one's frames
 PLANNED_TYPES: Final = (2, 4)  # of `decode_type`: what they leave out, the packets say
+
+
+@dataclass(slots=True)
+class Wanted:
+    """A frame that is wanted.
+
+    Attributes:
+        frame_id: its place among all frames of the stream, in the order in which they are shown.
+        time: when it is shown, in the stream's time base.
+        frame: None where it could not be decoded, for the `reason`.
+    """
+
+    frame_id: int
+    time: int
+    frame: VideoFrame | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +101,36 @@ class Segment:
     n_items: int
     is_last: bool
 
+    def lost(self, n_seen: int, reason: str) -> Iterator[Wanted]:
+        """Yield what is wanted but for the first few, as frames that cannot be decoded."""
+        if self.frames is not None:
+            for frame_id, time in zip(
+                self.frames[n_seen:].tolist(), self.index.times[n_seen:].tolist(), strict=True
+            ):
+                yield Wanted(frame_id, time, None, reason)
 
-def segments_of(index: Index, job: Job, enough_items: int) -> Iterator[Segment]:
+
+def segments_of(index: Index, job: Job, enough_items: int, most: int = 0) -> Iterator[Segment]:
     """Cut a video.
 
     Args:
         enough_items: with how many a segment need not become longer.
+        most: of all its items, take the first so many; 0 takes all.
     """
     clips = clips_of(job)
     if not index.is_regular or job.decode_type not in PLANNED_TYPES:
         grid = Grid(job.sample_fps, index)
-        most = index.n_frames if grid.takes_all else min(index.n_frames, grid.last + 1)
-        yield Segment(_light(index, index.times), (), None, 0, clips.count(most), True)
+        n_frames = index.n_frames if grid.takes_all else min(index.n_frames, grid.last + 1)
+        n_items = clips.count(n_frames)
+        n_items = min(n_items, most) if most else n_items
+        yield Segment(_light(index, index.times), (), None, 0, n_items, True)
         return
     decoded = np.array(index.keys) if job.decode_type == 2 else np.arange(index.n_frames)
     kept = Grid(job.sample_fps, index).kept(index.times[decoded])
-    yield from _cut(index, decoded[kept], clips, enough_items)
+    frames = decoded[kept]
+    if most:
+        frames = frames[: clips.frames(most - 1, len(frames))[1]]
+    yield from _cut(index, frames, clips, enough_items)
 
 
 def _cut(index: Index, frames: Times, clips: Clips, enough_items: int) -> Iterator[Segment]:
@@ -105,7 +138,7 @@ def _cut(index: Index, frames: Times, clips: Clips, enough_items: int) -> Iterat
     n_clips = clips.count(len(frames))
     firsts = frames[: n_clips * clips.stride : clips.stride]  # the first frame of each clip
     bounds = [0, *_bounds(index, firsts, clips, enough_items), n_clips]
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         if begin == end and n_clips:
             continue
         start = clips.frames(begin, len(frames))[0]

@@ -1,0 +1,163 @@
+"""The results of a video's frames or clips, gathered until it is whole, on disk.
+
+The writer appends each to the *reel*, a file beside the block's stage file, and what the last stage
+then releases is safe: a writer that dies is replaced by one that cuts a torn end off the reel,
+knows from it what is there, and goes on behind it. Memory holds the summary alone.
+
+    reel    for each result: n, the video's row, length, failed (8 bytes each) | JSON
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+
+import orjson
+
+from evmp.sink import Record, write_whole, writing
+from evmp.stage import error_result
+from evmp.video.part import Of, Part
+from evmp.video.summary import summary_of
+
+if TYPE_CHECKING:
+    from evmp.job import Job
+
+_HEAD: Final = struct.Struct("<QQQQ")
+
+
+class _Entry(NamedTuple):
+    n: int
+    row: int
+    failed: bool
+    data: bytes
+
+
+class Gathering:
+    """Puts the results of one video after the other together.
+
+    Args:
+        job: says what they are of.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._name = b"frames" if job.use_image_predictor else b"clips"
+        self._file: BinaryIO | None = None
+        self._row = self._last = -1  # of what is gathered: the video's, and the last result's n
+        self._n_good = self._n_failed = 0
+        self._failure: tuple[dict[str, float], dict[str, str]] | None = None
+        self._summary = summary_of(job)
+
+    def open(self, path: Path) -> None:
+        """Go on with a reel, or begin one."""
+        self.close()
+        with writing(path):
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
+        self._row = -1
+        size = 0
+        for entry in _entries(self._file):
+            self._count(entry)
+            size += _HEAD.size + len(entry.data)
+        with writing(path):
+            self._file.truncate(size)
+
+    def close(self) -> None:
+        """Let go of the reel, and remove it."""
+        if self._file is not None:
+            with writing(self._file.name):
+                self._file.close()
+                os.unlink(self._file.name)
+            self._file = None
+
+    def add(
+        self, n: int, row: int, keys: tuple[object, ...], part: Part, failed: bool, data: bytes
+    ) -> Record | None:
+        """Take a result of the last ring. Returns the video's own if that is now whole.
+
+        Args:
+            n: its number in the last ring, ascending; what is there already is not taken again.
+            row: of the input.
+            part: what it is of.
+
+        The reel keeps a whole video until the next one's first result comes: the caller must have
+        put the record into the stage file by then.
+        """
+        if part.of == Of.ROW:
+            return Record(row, keys, data, failed)
+        if part.of == Of.END:
+            return Record(row, keys, *self._whole(row, data))
+        assert self._file is not None
+        if row == self._row and n <= self._last:
+            return None
+        if row != self._row:
+            with writing(self._file.name):
+                self._file.truncate(0)
+        entry = _Entry(n, row, failed, b"".join((part.head, b',"result":', data, b"}")))
+        head = _HEAD.pack(n, row, len(entry.data), failed)
+        write_whole(self._file, head + entry.data)
+        self._count(entry)
+        return None
+
+    def _count(self, entry: _Entry) -> None:
+        if entry.row != self._row:
+            self._start_over(entry.row)
+        self._last = entry.n
+        members = orjson.loads(entry.data)
+        result = members.pop("result")
+        if entry.failed:
+            self._n_failed += 1
+            if not self._failure:
+                self._failure = members, result
+        else:
+            self._n_good += 1
+            self._summary.add(members, result)
+
+    def _start_over(self, row: int) -> None:
+        self._row, self._last = row, -1
+        self._n_good = self._n_failed = 0
+        self._failure = None
+        self._summary = summary_of(self._job)
+
+    def _whole(self, row: int, facts: bytes) -> tuple[bytes, bool]:
+        """Return a video's result, and whether that is an error."""
+        video = orjson.loads(facts)
+        if row != self._row:
+            self._start_over(row)
+        if self._n_good == 0:
+            return self._nothing(video.get("error_msg", "")), True
+        if self._failure is not None and "error_msg" not in video:
+            members, result = self._failure
+            video["error_msg"] = (
+                f"{self._n_failed} {self._name.decode()} failed, the first at "
+                f"{next(iter(members.values()))}: {result['error_msg']}"
+            )
+        parts = [b'{"video":', orjson.dumps(video), b',"', self._name, b'":[']
+        assert self._file is not None
+        for i, entry in enumerate(_entries(self._file)):
+            parts += [b"," if i else b"", entry.data]
+        parts.append(b"]")
+        if self._job.use_image_predictor:
+            parts += [b',"summary":', self._summary.result()]
+        return b"".join([*parts, b"}"]), False
+
+    def _nothing(self, damage: str) -> bytes:
+        """Return the error of a video none of whose frames has a result."""
+        if self._failure is None:
+            return error_result("decode", f"no frame came out of it{damage and f': {damage}'}")
+        result = self._failure[1]
+        message = f"all of its {self._n_failed} {self._name.decode()} failed; {result['error_msg']}"
+        return error_result(result["error_stage"], message)
+
+
+def _entries(file: BinaryIO) -> Iterator[_Entry]:
+    """Yield what a reel holds; what was not written whole is its end."""
+    file.seek(0)
+    while len(head := file.read(_HEAD.size)) == _HEAD.size:
+        n, row, length, failed = _HEAD.unpack(head)
+        data = file.read(length)
+        if len(data) < length:
+            return
+        yield _Entry(n, row, bool(failed), data)

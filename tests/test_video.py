@@ -1,0 +1,396 @@
+"""Videos: which frames are wanted, when they are shown, what they look like; cut or not."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import cache, cached_property
+from itertools import pairwise
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from clip import HEIGHT, WIDTH, make_clip, picture
+from PIL import Image
+
+from evmp.errors import DecodeError
+from evmp.job import Job
+from evmp.video.container import OpenVideo
+from evmp.video.frames import Frames
+from evmp.video.index import Index, index_of
+from evmp.video.picture import displayed
+from evmp.video.sampling import Grid, Sampler
+from evmp.video.segment import Clips, Segment, segments_of
+
+MAX_PIXELS = 1 << 24
+CLIPS: dict[str, dict[str, Any]] = {
+    "h264": {"g": 50, "bf": 0},
+    "h264 with B frames": {"g": 40, "bf": 3},
+    "h264 with open groups": {
+        "format": "matroska",
+        "g": 40,
+        "bf": 3,
+        "x264-params": "open-gop=1",
+    },
+    "h264 refreshed bit by bit": {"g": 40, "bf": 0, "x264-params": "intra-refresh=1"},
+    "h264 in a transport stream": {"format": "mpegts", "g": 40, "bf": 2},
+    "h264 of 10 bit": {"pix_fmt": "yuv420p10le", "g": 40},
+    "h264 without timestamps": {"format": "h264", "g": 40, "bf": 2},
+    "h264 in AVI": {"format": "avi", "g": 40, "bf": 2},
+    "hevc": {"codec": "libx265", "x265-params": "keyint=40:open-gop=1:log-level=none"},
+    "vp9": {"codec": "libvpx-vp9", "format": "webm", "g": 40, "cpu-used": 8},
+    "mpeg4": {"codec": "mpeg4", "g": 40, "bf": 2},
+    "intra only": {"codec": "mjpeg", "format": "matroska", "pix_fmt": "yuvj420p"},
+    "variable rate": {
+        "format": "matroska",
+        "g": 40,
+        "bf": 2,
+        "pts": [i * 40 + (i * i) % 37 for i in range(150)],
+        "time_base": Fraction(1, 1000),
+    },
+}
+
+
+class Truth:
+    """A file decoded whole, frame by frame, by nothing but PyAV."""
+
+    def __init__(self, data: bytes) -> None:
+        with av.open(io.BytesIO(data)) as container:
+            stream = container.streams.video[0]
+            self.frames = list(container.decode(stream))
+            pts = [frame.pts for frame in self.frames]
+            assert stream.time_base is not None
+            self.are_ascending = None not in pts and sorted(pts) == pts
+            if self.are_ascending:
+                self.seconds = [(it - pts[0]) * stream.time_base for it in pts]
+            else:  # a file without times of its own
+                self.seconds = [Fraction(i, 25) for i in range(len(pts))]
+        self._data = data
+
+        self._place = {frame.pts: i for i, frame in enumerate(self.frames)}
+
+    @cached_property
+    def without_b(self) -> dict[int, Any]:
+        """The frames that FFmpeg makes of a file when it leaves out B frames, by their number.
+
+        They are not quite those that it makes otherwise: others may refer to what is left out.
+        """
+        if not self.are_ascending:  # told apart by their order alone
+            return {i: it for i, it in enumerate(self.frames) if it.pict_type != 3}
+        with av.open(io.BytesIO(self._data)) as container:
+            container.streams.video[0].codec_context.skip_frame = "BIDIR"
+            found = {self._place[it.pts]: it for it in container.decode(video=0)}
+            return {i: it for i, it in found.items() if it.pict_type != 3}
+
+    def decoded(self, decode_type: int) -> dict[int, Any]:
+        """Return the frames of a decode type, by their number."""
+        if decode_type == 3:
+            return self.without_b
+        return {i: it for i, it in enumerate(self.frames) if is_of(decode_type, it)}
+
+    def chosen(self, decode_type: int, fps: float, end: Fraction) -> list[int]:
+        """Return the numbers of the frames that are wanted."""
+        decoded = list(self.decoded(decode_type))
+        if fps <= 0:
+            return decoded
+        chosen: list[int] = []
+        k = 0
+        while k / Fraction(str(fps)) < end:
+            at = k / Fraction(str(fps))
+            nearest = min(decoded, key=lambda i: (abs(self.seconds[i] - at), i))
+            if nearest not in chosen:
+                chosen.append(nearest)
+            k += 1
+        return chosen
+
+
+def is_of(decode_type: int, frame: Any) -> bool:
+    kinds = {1: frame.pict_type == 1, 2: frame.key_frame, 4: True}
+    return bool(kinds[decode_type])
+
+
+@cache
+def clip_of(name: str) -> tuple[bytes, Truth]:
+    data = make_clip(150, **CLIPS[name])
+    return data, Truth(data)
+
+
+def make_job(**keys: Any) -> Job:
+    return Job(
+        model_path="model",
+        model_type="self_define",
+        user_predictor_cls="a.B",
+        input_oss_file="in.txt",
+        output_oss_file="out.jsonl",
+        is_input_video=True,
+        **keys,
+    )
+
+
+def opened(data: bytes) -> OpenVideo:
+    return OpenVideo(io.BytesIO(data), MAX_PIXELS)
+
+
+def planned(data: bytes, enough: int = 10**9, **keys: Any) -> tuple[Index, list[Segment]]:
+    with opened(data) as video:
+        index = index_of(video)
+    return index, list(segments_of(index, make_job(**keys), enough))
+
+
+def read(data: bytes, enough: int = 10**9, **keys: Any) -> list[tuple[int, float, Any]]:
+    """Return number, seconds and pixels of the frames, each segment by a decoder of its own."""
+    job = make_job(**keys)
+    index, segments = planned(data, enough, **keys)
+    found = []
+    for segment in reversed(segments):
+        with opened(data) as video:
+            frames = Frames(video, job.decode_type, job.sample_fps).read(segment)
+            found.append([(it.frame_id, index.seconds(it.time), pixels_of(it)) for it in frames])
+    return [frame for several in reversed(found) for frame in several]
+
+
+def pixels_of(wanted: Any) -> Any:
+    return None if wanted.frame is None else wanted.frame.to_ndarray(format="rgb24")
+
+
+@pytest.mark.parametrize("decode_type", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", CLIPS)
+def test_frames_are_those_of_a_slow_and_obvious_decoder(name: str, decode_type: int) -> None:
+    if decode_type == 2 and "refreshed" in name:
+        pytest.skip("its keyframes need those before them")
+    data, truth = clip_of(name)
+    index, _ = planned(data)
+    end = (index.end - index.origin) * index.time_base
+    frames = truth.decoded(decode_type)
+
+    for fps in (0.0, 7.3):
+        found = read(data, enough=4, decode_type=decode_type, sample_fps=fps)
+
+        expected = truth.chosen(decode_type, fps, end)
+        assert [frame_id for frame_id, _, _ in found] == expected
+        for frame_id, seconds, pixels in found:
+            assert seconds == pytest.approx(float(truth.seconds[frame_id]), abs=1e-9)
+            assert (pixels == frames[frame_id].to_ndarray(format="rgb24")).all()
+
+
+def test_long_video_is_cut_and_a_short_one_is_not() -> None:
+    data, _ = clip_of("h264")
+
+    assert len(planned(data, enough=10)[1]) == 2
+    assert len(planned(data)[1]) == 1
+
+
+def test_what_is_decoded_twice_is_little() -> None:
+    data = make_clip(800, g=30, bf=2, preset="ultrafast")
+    n_packets = 0
+
+    def count() -> None:
+        nonlocal n_packets
+        n_packets += 1
+
+    _, segments = planned(data, enough=16)
+    for segment in segments:
+        with opened(data) as video:
+            list(Frames(video, 4, 5.0, count).read(segment))
+
+    assert len(segments) > 3
+    assert n_packets < 1.1 * 800
+
+
+@pytest.mark.parametrize("size, kept", [(10, 0), (10, 3), (7, 6), (1, 0), (500, 0)])
+@pytest.mark.parametrize("n_frames", [1, 2, 10, 11, 23, 200])
+def test_clips_cover_every_frame_and_each_has_a_new_one(
+    size: int, kept: int, n_frames: int
+) -> None:
+    clips = Clips(size, kept)
+    spans = [clips.frames(i, n_frames) for i in range(clips.count(n_frames))]
+
+    assert spans[0][0] == 0
+    assert spans[-1][1] == n_frames
+    for (start, stop), (following, end) in pairwise(spans):
+        assert stop - start == size
+        assert following == stop - kept
+        assert end > stop
+
+
+def test_segments_of_clips_give_what_one_segment_gives() -> None:
+    data = make_clip(600, g=20, bf=2)
+    keys = {
+        "use_image_predictor": False,
+        "decode_batch_size": 6,
+        "decode_keep_size": 2,
+        "sample_fps": 12.5,
+    }
+    index, segments = planned(data, enough=5, **keys)
+    whole = Grid(12.5, index).kept(index.times)
+
+    assert len(segments) > 2
+    clips = Clips(6, 2)
+    for segment in segments:
+        assert segment.frames is not None
+        for i in range(segment.n_items):
+            start, stop = clips.frames(i, len(segment.frames))
+            span = slice(*clips.frames(segment.first + i, len(whole)))
+            assert segment.frames[start:stop].tolist() == whole[span].tolist()
+    assert sum(segment.n_items for segment in segments) == clips.count(len(whole))
+    assert [segment.is_last for segment in segments] == [False] * (len(segments) - 1) + [True]
+
+
+def test_of_two_equally_near_frames_the_earlier_is_taken() -> None:
+    index = Index(Fraction(1, 25), 0, 50, 50, np.arange(50), (), (), True, "")
+
+    # 9.9 seconds and the like lie in the middle between two frames of 1/25 s.
+    kept = Grid(10.0, index).kept(index.times)
+
+    assert kept.tolist()[:5] == [0, 2, 5, 7, 10]
+
+
+@pytest.mark.parametrize("fps", [0.0, 0.3, 5.0, 9.99, 10.0, 30.0])
+def test_frames_chosen_one_by_one_are_those_chosen_at_once(fps: float) -> None:
+    times = np.cumsum(np.random.default_rng(5).integers(1, 90, 400))
+    index = Index(
+        Fraction(1, 1000), int(times[0]), int(times[-1]) + 40, 400, times, (), (), True, ""
+    )
+    grid = Grid(fps, index)
+    sampler = Sampler[int](grid)
+
+    found = [kept for i, time in enumerate(times.tolist()) for kept in sampler.add(time, i)]
+
+    assert [*found, *sampler.end()] == grid.kept(times).tolist()
+
+
+def test_times_of_many_digits_lose_none() -> None:
+    times = np.arange(5, dtype=np.int64) * 40_000_000_000 + (1 << 50)
+    index = Index(
+        Fraction(1, 1_000_000_007), 1 << 50, int(times[-1]) + 1, 5, times, (), (), True, ""
+    )
+
+    assert Grid(0.02, index).kept(times).tolist() == [0, 1, 3, 4]
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def first_of(data: bytes, short_side: int = -1) -> Any:
+    with opened(data) as video:
+        index = index_of(video)
+        (segment,) = segments_of(index, make_job(), 10**9)
+        wanted = next(iter(Frames(video, 4, 5.0).read(segment)))
+        assert wanted.frame is not None
+        aspect = video.stream.sample_aspect_ratio
+        return displayed(wanted.frame, aspect, short_side, MAX_PIXELS)
+
+
+def difference(pixels: np.ndarray, expected: np.ndarray) -> float:
+    assert pixels.shape == expected.shape
+    return float(np.abs(pixels.astype(int) - expected.astype(int)).max())
+
+
+@pytest.mark.parametrize("degrees", [0, 90, -90, 180])
+def test_picture_is_upright(degrees: int) -> None:
+    stored = first_of(make_clip(3)).pixels
+
+    shown = first_of(make_clip(3, rotation=degrees))
+
+    assert difference(shown.pixels, np.rot90(stored, degrees // 90)) == 0
+    assert (shown.height, shown.width) == shown.pixels.shape[:2]
+
+
+@pytest.mark.parametrize("short_side", [36, 100])
+def test_resized_picture_is_that_of_pillow(short_side: int) -> None:
+    stored = first_of(make_clip(3)).pixels
+    size = round(WIDTH * short_side / HEIGHT), short_side
+
+    shown = first_of(make_clip(3), short_side)
+
+    expected = np.asarray(Image.fromarray(stored).resize(size, Image.Resampling.BILINEAR))
+    assert difference(shown.pixels, expected) <= 1
+    assert (shown.height, shown.width) == (HEIGHT, WIDTH)
+
+
+def test_anamorphic_picture_is_widened() -> None:
+    shown = first_of(make_clip(3, aspect=Fraction(4, 3)))
+
+    assert shown.pixels.shape == (HEIGHT, WIDTH * 4 // 3, 3)
+
+
+def test_picture_is_close_to_what_was_encoded() -> None:
+    shown = first_of(make_clip(3, qp=1, size=(64, 64)))
+
+    assert np.abs(shown.pixels.astype(int) - picture(0, 64, 64)).mean() < 8
+
+
+# --- files that are bad, or none ------------------------------------------------------------------
+
+
+def playlists() -> Iterator[tuple[str, bytes]]:
+    yield (
+        "HLS",
+        b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n",
+    )
+    yield "concat", b"ffconcat version 1.0\nfile /etc/passwd\n"
+    yield (
+        "DASH",
+        b'<?xml version="1.0"?><MPD><Period><BaseURL>file:///etc/</BaseURL></Period></MPD>',
+    )
+    yield "SDP", b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n"
+    yield "text", b"no video at all"
+    yield "nothing", b""
+    yield "an mp4 without its index", make_clip(50)[:3000]
+    yield "a picture", b"\x89PNG\r\n\x1a\n" + bytes(100)
+
+
+@pytest.mark.parametrize("data", [pytest.param(data, id=name) for name, data in playlists()])
+def test_what_is_no_video_is_refused(data: bytes) -> None:
+    with pytest.raises(DecodeError, match="not a video"):
+        opened(data)
+
+
+def test_sound_alone_is_no_video() -> None:
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream: Any = container.add_stream("aac", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+    with pytest.raises(DecodeError, match="there is no video in it, only audio"):
+        opened(file.getvalue())
+
+
+def test_frame_that_is_too_large_is_refused_unseen() -> None:
+    with pytest.raises(DecodeError, match="exceed"):
+        OpenVideo(io.BytesIO(make_clip(3)), 1000)
+
+
+def test_cut_stream_says_where_it_ends() -> None:
+    data = make_clip(100, movflags="+faststart")
+    index, _ = planned(data[: len(data) * 2 // 3])
+
+    assert index.n_frames < 100
+    assert index.damage.startswith("the file ")
+
+
+def test_damage_in_the_middle_costs_the_frames_there() -> None:
+    data = bytearray(make_clip(200, g=40))
+    middle = len(data) // 2
+    data[middle : middle + 2000] = bytes(2000)
+
+    found = read(bytes(data), sample_fps=0)
+
+    assert [frame_id for frame_id, _, _ in found] == list(range(200))
+    lost = [frame_id for frame_id, _, pixels in found if pixels is None]
+    assert lost
+    assert lost[0] > 20
+    assert lost[-1] < 180
+
+
+def test_one_frame_is_a_video() -> None:
+    index, (segment,) = planned(make_clip(1))
+
+    assert index.n_frames == 1
+    assert segment.n_items == 1
+    assert index.duration_seconds == pytest.approx(0.04)
