@@ -80,12 +80,6 @@ def test_all_that_is_wrong_is_said_at_once(job: JobFolder) -> None:
         assert problem in said
 
 
-def test_feature_of_a_later_version_is_refused(job: JobFolder) -> None:
-    job.write(useSparseClusterSchema=True)
-
-    assert "useSparseClusterSchema: not available in this version" in error_of(job, 2)
-
-
 # --- the input ------------------------------------------------------------------------------------
 
 
