@@ -173,14 +173,14 @@ class _Walk:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise self._fatal(key_node, "a key must be text")
             key = key_node.value
-            line = key_node.start_mark.line + 1
+            line, place = key_node.start_mark.line + 1, (*path, key)
             if key in values:
-                first = self.lines[(*path, key)]
+                first = self.lines[place]
                 message = f"written twice, first on line {first}; keep one of them"
-                self.problems.append(Problem(message, format_path((*path, key)), self.file, line))
+                self.problems.append(Problem(message, format_path(place), self.file, line))
                 continue
-            self.lines[(*path, key)] = line
-            values[key] = self.value(value_node, (*path, key))
+            self.lines[place] = line
+            values[key] = self.value(value_node, place)
         return values
 
     def _item(self, node: yaml.Node, path: KeyPath) -> Any:

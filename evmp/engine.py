@@ -187,4 +187,5 @@ def frames_of(batch: memoryview, n_rows: int, size: tuple[int, int]) -> Frames:
     """Return the rows of a batch as frames of one size, each at the front of its row."""
     _, width = size
     strides = (len(batch) // n_rows, width * 3, 3, 1)
-    return np.ndarray((n_rows, *size, 3), np.uint8, batch, strides=strides)
+    frames: Frames = np.ndarray((n_rows, *size, 3), np.uint8, batch, strides=strides)
+    return frames

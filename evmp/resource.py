@@ -19,7 +19,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Final, NamedTuple, Self
+from typing import IO, Final, NamedTuple
+
+from typing_extensions import Self
 
 from evmp.errors import ConfigError, Problem
 

@@ -147,4 +147,5 @@ def _mean_inside(found: Array, quad: Quads) -> np.float32:
     part = part[: end[1], : end[0]]
     mask = np.zeros(part.shape, np.uint8)
     cv2.fillPoly(mask, [(quad - corner).astype(np.int32)], (1,))
-    return np.float32(cv2.mean(part, mask)[0])
+    mean: np.float32 = np.float32(cv2.mean(part, mask)[0])
+    return mean

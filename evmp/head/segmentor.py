@@ -122,7 +122,8 @@ class Segmentor:
             check_labelled(self._package, int(found.max()))
             return found
         if len(found) == 1:
-            foreground = activate(found[0], self._package.activation) >= np.float32(FOREGROUND)
+            found = activate(found[0], self._package.activation)
+            foreground: Array = found >= np.float32(FOREGROUND)
             return foreground.astype(np.uint8)
         check_finite(found.max(axis=0))
         preds: Array = found.argmax(axis=0)
