@@ -422,7 +422,7 @@ def test_bad_entries_of_a_list_are_error_rows(
         "folder.jpg": "not a file",
         "pipe.jpg": "not a file",
         "large.jpg": "200000000 bytes",
-        "s3://bucket/a.jpg": "s3:// cannot be read by this version",
+        "memory://bucket/a.jpg": "memory:// cannot be read, expected",
         "http://127.0.0.1/a.jpg": "127.0.0.1, an address that is not public",
         '{"image": 5}': "image: got 5, expected the path or URL of an image",
         '{"image": "no\\u0000.jpg"}': "",

@@ -43,7 +43,7 @@ LAYERS = [
 ]
 RANK = {module: rank for rank, layer in enumerate(LAYERS) for module in layer.split()}
 FILES = sorted((ROOT / "evmp").rglob("*.py"))
-HEAVY = {"torch", "torchvision", "onnxruntime", "timm", "av", "odps", "oss2", "pyarrow"}
+HEAVY = {"torch", "torchvision", "onnxruntime", "timm", "av", "fsspec", "odps", "oss2", "pyarrow"}
 
 
 def unit_of(file: Path) -> str:

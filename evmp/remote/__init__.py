@@ -2,8 +2,8 @@
 
 For processes that may use threads: clients and their connections are made after the fork, and one
 client serves all threads of its process. What is wrong with one file is a DownloadError, which
-becomes a row's result. Members: `http` and `oss`, each imported, with its client's library, for the
-first file that is its.
+becomes a row's result. Members: `http`, `oss` and `filesystem`, each imported, with its client's
+library, for the first file that is its.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from evmp.value import scheme
 if TYPE_CHECKING:
     from evmp.job import Job
 
-SCHEMES: Final = ("http", "https", "oss")
+HTTP: Final = ("http", "https")
+OSS: Final = ("oss",)
+FILE_SYSTEMS: Final = (
+    *("abfs", "abfss", "adl", "az", "box", "dropbox", "ftp", "gcs", "gs", "hdfs", "hf", "lakefs"),
+    *("oci", "s3", "s3a", "sftp", "smb", "ssh", "tos", "webdav", "webhdfs"),
+)
+"""What fsspec opens on other machines. What it opens on this one, or within other files, rows may
+not name."""
+SCHEMES: Final = (*HTTP, *OSS, *FILE_SYSTEMS)
 
 
 class Remote(Protocol):
@@ -47,15 +55,15 @@ class AnyRemote:
 
     def __init__(self, job: Job) -> None:
         self._job, self._lock = job, Lock()
-        self._members: dict[str, Remote] = {}
+        self._members: dict[tuple[str, ...], Remote] = {}
 
     def fetch(self, location: str) -> bytes:
         """Let the member of that scheme fetch the file; see Remote."""
-        name = "oss" if scheme(location) == "oss" else "http"
+        schemes = next(it for it in (HTTP, OSS, FILE_SYSTEMS) if scheme(location) in it)
         with self._lock:
-            if name not in self._members:
-                self._members[name] = _open(name, self._job)
-        return self._members[name].fetch(location)
+            if schemes not in self._members:
+                self._members[schemes] = _open(schemes, self._job)
+        return self._members[schemes].fetch(location)
 
     def cut_overdue(self) -> None:
         """Ask all members; see Remote."""
@@ -68,13 +76,19 @@ class AnyRemote:
             member.close()
 
 
-def _open(name: str, job: Job) -> Remote:
-    if name == "http":
+def _open(schemes: tuple[str, ...], job: Job) -> Remote:
+    if schemes == HTTP:
         from evmp.remote.http import HttpRemote
 
         return HttpRemote(job)
     try:
-        from evmp.remote.oss import OssRemote
+        if schemes == OSS:
+            from evmp.remote.oss import OssRemote
+
+            return OssRemote(job)
+        from evmp.remote.filesystem import FileSystemRemote
+
+        return FileSystemRemote(job)
     except ImportError:
-        raise DownloadError("oss:// needs oss2: pip install evmp[oss]") from None
-    return OssRemote(job)
+        library, extra = ("oss2", "oss") if schemes == OSS else ("fsspec", "fsspec")
+        raise DownloadError(f"needs {library}: pip install evmp[{extra}]") from None

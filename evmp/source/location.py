@@ -31,7 +31,7 @@ def payload_of(location: str) -> tuple[Kind, bytes]:
 
 
 def local_path(location: str) -> str:
-    """Return the local path that `location`, a path or a `file:` URI, names.
+    """Return the local path that `location`, a path or a `file:` or `local:` URI, names.
 
     Raises:
         ValueError: when `location` names nothing on this machine's file system; the message says
@@ -40,10 +40,10 @@ def local_path(location: str) -> str:
     if not location:
         raise ValueError("the location is empty, expected a path")
     kind = scheme(location)
-    if kind not in ("", "file"):
+    if kind not in ("", "file", "local"):
         raise ValueError(
-            f"{shown(mask(location))}: {kind}:// cannot be read by this version, expected a local "
-            "path, http(s):// or oss://"
+            f"{shown(mask(location))}: {kind}:// cannot be read, expected a local path, "
+            "http(s)://, oss://, or what fsspec opens on other machines"
         )
     path = unquote(urlsplit(location).path) if kind else location
     if "\0" in path:
