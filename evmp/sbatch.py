@@ -124,7 +124,7 @@ def _resources(job: Job, kind: Kind, n_nodes: int) -> list[str]:
     n_gpus = 0 if job.device == "cpu" else -(-job.gpuRequired // 100)
     places = {
         "array": [f"--array=0-{n_nodes - 1}", "--nodes=1", "--ntasks=1"],
-        "tasks": [f"--nodes={n_nodes}", "--ntasks-per-node=1"],
+        "tasks": [f"--nodes={n_nodes}", "--ntasks-per-node=1", "--no-kill"],
         "report": ["--nodes=1", "--ntasks=1"],
     }[kind]
     per = "task" if kind == "tasks" else "node"

@@ -70,7 +70,7 @@ def test_array_has_an_element_for_each_node() -> None:
 def test_tasks_are_one_on_each_node() -> None:
     text = make_script("tasks", n_nodes=3)
 
-    for option in ("--nodes=3", "--ntasks-per-node=1", "--cpus-per-task=16", "--gpus-per-task=1"):
+    for option in ("--nodes=3", "--ntasks-per-node=1", "--no-kill", "--gpus-per-task=1"):
         assert option in options_of(text)
     assert 'worker=(srun --cpus-per-task="$SLURM_CPUS_PER_TASK" ' in text
 

@@ -39,7 +39,7 @@ def whole(undisturbed_job: Callable[..., Path]) -> Path:
 @pytest.fixture(scope="module")
 def long_whole(undisturbed_job: Callable[..., Path]) -> Path:
     """The folder of a job that takes half a minute of a CPU, which one command has done."""
-    return undisturbed_job(N_ROWS, steps=30_000, block_rows=4)
+    return undisturbed_job(N_ROWS, steps=20_000, block_rows=4)
 
 
 class Submission:
@@ -138,6 +138,19 @@ def test_tasks_one_of_which_is_killed_make_the_same_result(
     assert "evmp: killed, 137; again" in log
     assert re.search(r"^1: .*resuming: [1-9]", log, re.MULTILINE)
     assert cluster.state(job) == "COMPLETED"
+
+
+@pytest.mark.slow
+def test_tasks_one_of_whose_nodes_dies_make_the_same_result(
+    cluster: Cluster, long_submission: Submission
+) -> None:
+    job, report = long_submission.submit("--nodes", "3", "--kind", "tasks", *DYNAMIC)
+    wait_until(lambda: long_submission.n_blocks() and cluster.command(job, "n3"))
+    cluster.crash("n3")
+
+    long_submission.check(report)
+
+    assert cluster.restarts(job) == 0
 
 
 @pytest.mark.slow
