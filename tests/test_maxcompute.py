@@ -181,6 +181,19 @@ def test_columns_of_every_type_are_carried(
     assert ("arrow" in service.calls[-1][1]) == (columns is OTHER_COLUMNS)
 
 
+@pytest.mark.parametrize("columns", ["id,doc", "doc,at"], ids=["records", "arrow"])
+def test_json_is_carried_as_its_text(service: MaxCompute, columns: str) -> None:
+    types = {**TYPES, "doc": "json", "at": "datetime", "age": "interval_year_month"}
+    rows = rows_of_photos(3).append_column("doc", pa.array(['{"a": 1.0}', None, "[1,2]"]))
+    rows = rows.append_column("at", pa.array(range(3), pa.timestamp("ms")))
+    service.add("photos", types).put(rows.append_column("age", rows["id"]))
+
+    source = source_of(reserved_columns=columns)
+
+    place = columns.split(",").index("doc")
+    assert [row.keys[place] for row in read(source)] == ['{"a": 1.0}', None, "[1,2]"]
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -281,14 +294,14 @@ def test_patience_ends_with_the_row_that_could_not_be_read(service: MaxCompute) 
         ({"image_col": "images"}, "no column 'images', it has .*; did you mean 'image'"),
         ({"image_col": "id"}, "image_col 'id' of .* is int64, expected string"),
         ({"input_table": "odps://shop/tables/parts/pt=1", "image_col": "pt"}, "is a partition"),
-        ({"reserved_columns": "json"}, "column 'json' of .* is JSON, which cannot be carried"),
+        ({"reserved_columns": "age"}, "column 'age' of .* is INTERVAL_YEAR_MONTH, which cannot be"),
     ],
     ids=str,
 )
 def test_bad_table_is_told_at_once(service: MaxCompute, keys: dict[str, Any], message: str) -> None:
-    types = {**TYPES, "json": "json"}
+    types = {**TYPES, "age": "interval_year_month"}
     rows = rows_of_photos(3)
-    service.add("photos", types).put(rows.append_column("json", rows["name"]))
+    service.add("photos", types).put(rows.append_column("age", rows["id"]))
     service.add("parts", TYPES, "pt").put(rows, "pt=1")
     service.add("view", TYPES, is_view=True)
 
@@ -321,6 +334,17 @@ def test_who_may_not_is_told_so_at_once(
     with pytest.raises((SourceError, ConfigError), match=message) as caught:
         source_of().describe()
     assert service.secret not in str(caught.value)
+
+
+def test_clock_that_is_wrong_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with MaxCompute(skew=3600) as service:
+        for name, value in service.environment().items():
+            monkeypatch.setenv(name, value)
+        add_photos(service)
+
+        with pytest.raises(SourceError, match="RequestTimeTooSkewed"):
+            source_of().describe()
+        gc.collect()
 
 
 def test_temporary_keys_and_regions_are_signed_for(monkeypatch: pytest.MonkeyPatch) -> None:

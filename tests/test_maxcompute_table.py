@@ -17,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from forked import fork, wait
+from httpserver import Answer, serving
 from jobfolder import JobFolder
 from maxcompute.fault import Fault, Harm
 from maxcompute.server import MaxCompute
@@ -119,6 +120,20 @@ def test_staging_lies_where_the_job_says(service: MaxCompute, tmp_path: Path) ->
     assert [it.name for it in (tmp_path / "a" / "b").iterdir()] == ["shop.results.pt=1.evmp.json"]
 
 
+def test_staging_that_is_kept_vouches_for_nothing(service: MaxCompute) -> None:
+    commit_all(job_of())
+    target = target_of()
+    publish(job_of(), KEYS, N_ROWS, target, RECORD)
+    assert target.is_begun() and target.finished() is not None
+    table = service.tables["results"]
+
+    table.put(table.data("pt=1").rows, "pt=1")
+
+    assert not target.settle()
+    with pytest.raises(SinkError, match="or that were changed"):
+        target.finished()
+
+
 # --- what stands there ----------------------------------------------------------------------------
 
 
@@ -187,19 +202,19 @@ class Deaths:
     """Kills a process at the n-th step of what it asks a service."""
 
     def __init__(self, service: MaxCompute, n_steps: int) -> None:
-        self._left, self._pid, self.steps = n_steps, 0, list[str]()
+        self._left, self.pid, self.steps = n_steps, 0, list[str]()
         service.on_step = self._on_step
 
     def watch(self, pid: int) -> int:
         """Return the exit code of a process, once it has ended."""
-        self._pid = pid
+        self.pid = pid
         return wait(pid)
 
     def _on_step(self, step: str) -> None:
         self.steps.append(step)
         if len(self.steps) == self._left:
             with suppress(ProcessLookupError):
-                os.kill(self._pid, signal.SIGKILL)
+                os.kill(self.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
@@ -402,3 +417,52 @@ def test_job_goes_from_table_to_table_through_faults_and_a_kill(
     assert service.tables["results"].lifecycle == 10
     assert service.faults.left() == 0
     assert sorted(it.name for it in job.path.glob("*evmp*")) == ["shop.results.pt=1.evmp.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("image_type", ["base64", "url"])
+def test_table_to_table_is_exact_under_steady_faults_and_kills(
+    job: JobFolder, photo_file: Callable[..., bytes], image_type: str
+) -> None:
+    photos = [photo_file("coffee", size=(60 + n, 40)) for n in range(40)]
+    names = [f"photo {n}" for n in range(2000)]
+    with MaxCompute() as service, serving() as web:
+        busy, torn = (
+            Answer(status=503, headers={"Retry-After": "0"}),
+            Answer(b"?", length=99, reset=True),
+        )
+        texts = [base64.b64encode(it).decode() for it in photos]
+        if image_type == "url":
+            answers = [(busy, torn, Answer(it))[2 * (n % 9 > 0) :] for n, it in enumerate(photos)]
+            texts = [web.put(f"/{n}.jpg", *it) for n, it in enumerate(answers)]
+        table = service.add("photos", {"image": "string", "name": "string"}, "pt")
+        images = [texts[n % 40] for n in range(len(names))]
+        table.put(pa.table({"image": images, "name": names}), "pt=1")
+        service.faults.rain(0.02, seed=1)
+        job.write(
+            input_table="odps://shop/tables/photos/pt=1",
+            image_type=image_type,
+            allow_private_hosts=True,
+            output_oss_file=None,
+            output_table=URI,
+            reserved_columns="name,pt",
+            num_worker=2,
+            block_rows=100,
+        )
+        codes = []
+        for n_steps in (9, 12, 15, 18, 21, 24, 27, 30, 1 << 30):
+            deaths = Deaths(service, n_steps)
+            process = job.start(env=service.environment())
+            deaths.pid = process.pid
+            errors = process.communicate()[1]
+            codes.append(process.returncode)
+            if process.returncode != -signal.SIGKILL:
+                break
+
+    assert codes[-1] == 0 and len(codes) > 3, errors
+    rows = service.tables["results"].partitions[""].rows
+    assert rows["name"].to_pylist() == names and set(rows["pt"].to_pylist()) == {"1"}
+    results = [json.loads(text) for text in rows["prediction_result"].to_pylist()]
+    assert all("class" in result for result in results)
+    assert all(result == results[n % 40] for n, result in enumerate(results))
+    assert service.faults.n_drawn > 0

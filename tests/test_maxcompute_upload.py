@@ -123,6 +123,18 @@ def test_what_may_pass_is_sent_again_and_no_row_twice(service: MaxCompute, fault
     assert service.faults.left() == 0
 
 
+def test_temporary_keys_and_regions_are_signed_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with MaxCompute(token="for a while") as service:
+        for name, value in service.environment().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("ODPS_REGION_NAME", "cn-hangzhou")
+
+        upload(SCHEMA, *BLOCKS, table=PART)
+
+        assert ids(service, "pt=1") == list(range(300))
+        gc.collect()
+
+
 @pytest.mark.parametrize("call", ["upload.block", "upload.commit"])
 def test_session_that_has_expired_is_renewed(service: MaxCompute, call: str) -> None:
     service.expires.append(call)

@@ -44,10 +44,11 @@ def filled_ring(rows: Sequence[int], n_rows: int = 2) -> Ring:
     return ring
 
 
-def make_writer(ledger: Ledger, ring: Ring, blocks: Sequence[Block]) -> Writer:
-    job = Job(
-        model_path="m", model_type="classifier", input_oss_file="l", output_oss_file="o.jsonl"
-    )
+def make_writer(
+    ledger: Ledger, ring: Ring, blocks: Sequence[Block], output: str = "output_oss_file: o.jsonl"
+) -> Writer:
+    key, _, value = output.partition(": ")
+    job = Job(model_path="m", model_type="classifier", input_oss_file="l", **{key: value})
     seat = Board(["writer"], 1).workers[0][0]
     agenda = Agenda.of(blocks)
     for number, block in enumerate(blocks):
@@ -88,6 +89,23 @@ def test_failures_are_counted_with_their_reasons(ledger: Ledger) -> None:
     (commit,) = ledger.commits()
     assert commit.failed == 1
     assert commit.reasons == {"decode: not an image": [1, 0, "not an image"]}
+
+
+def test_result_that_fits_into_no_cell_is_a_failure(ledger: Ledger) -> None:
+    ring = Ring("results", 2, 1, 9 << 20)
+    for n in range(2):
+        ring.set_note(n, pickle.dumps((f"{n}.jpg",)))
+        ring.put(n, Header(n), b'"%s"' % (b"x" * (n * (8 << 20))))
+    ring.close(2)
+
+    make_writer(ledger, ring, [Block(0, 2)], "output_table: odps://shop/tables/results").run()
+
+    (commit,) = ledger.commits()
+    assert commit.failed == 1
+    reason = "write: a result of … bytes, of which the output takes …"
+    assert commit.reasons == {
+        reason: [1, 1, "a result of 8388610 bytes, of which the output takes 8388608"]
+    }
 
 
 def test_rows_of_a_large_block_are_committed_in_pieces(

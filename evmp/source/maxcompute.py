@@ -161,6 +161,7 @@ class MaxComputeSource:
         if self._service is None:
             self._service = Service(self._job, self._table.project)
         session = self._service.download(self._table)
+        self._make_readable(session)
         # Looked at behind the session's start: a change in between is seen, if not what it was.
         modified = self._service.modified(self._table)
         found = self._info(session, modified)
@@ -172,6 +173,17 @@ class MaxComputeSource:
             )
         self._session = session
         return session
+
+    def _make_readable(self, session: TableDownloadSession) -> None:
+        """Have pyodps take columns as text: JSON, which is, and what is not asked for.
+
+        It reads no Arrow from a table with a column whose type it has no Arrow type for.
+        """
+        for column in session.schema.simple_columns:
+            is_asked_for = column.name in self._columns.needed
+            if isinstance(column.type, types.Json) or not (is_asked_for or _has_arrow(column.type)):
+                column.type = types.string
+        session.schema.build_snapshot()
 
     def _info(self, session: TableDownloadSession, modified: int) -> SourceInfo:
         kinds = {column.name: column.type for column in session.schema.simple_columns}
@@ -270,6 +282,14 @@ def _retyped(batch: pa.RecordBatch, name: str, kind: Any) -> pa.Array[Any]:
     if column.schema == schema:
         return column.column(0)
     return pa.ipc.read_record_batch(column.serialize(), schema).column(0)
+
+
+def _has_arrow(kind: Any) -> bool:
+    try:
+        arrow_type(kind)
+    except TypeError:
+        return False
+    return True
 
 
 def _key(value: Any, is_text: bool) -> Any:

@@ -159,6 +159,7 @@ class MaxComputeTarget:
         try:
             text = json.dumps({**record, "result": standing}, indent=1) + "\n"
             self._folder.write(self._record, text.encode())
+            self.ledger.storage.delete(UPLOAD)
         except OSError as error:
             raise SinkError(
                 f"the result is in {self.uri}, but its record cannot be put in "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from random import Random
 from threading import Lock
 
 
@@ -45,12 +47,31 @@ class Fault:
     seconds: float = 0.0
 
 
+KINDS: tuple[Callable[[str, int], Fault], ...] = (
+    lambda call, after: Fault(call, status=500),
+    lambda call, after: Fault(call, status=503),
+    lambda call, after: Fault(call, status=429, code="FlowExceeded"),
+    lambda call, after: Fault(call, lost=True),
+    lambda call, after: Fault(call, seconds=0.05),
+    lambda call, after: Fault(call, harm=Harm.CUT, after=after),
+    lambda call, after: Fault(call, harm=Harm.RESET, after=after),
+    lambda call, after: Fault(call, harm=Harm.FLIP, after=after),
+)
+HARMED = ("download.data", "upload.block")  # calls with bodies that are checked as they come
+
+
 class Faults:
     """The troubles still to come. For any number of threads."""
 
     def __init__(self) -> None:
         self._faults: list[Fault] = []
         self._lock = Lock()
+        self._random, self._share = Random(0), 0.0
+        self.n_drawn = 0
+
+    def rain(self, share: float, seed: int) -> None:
+        """Let a share of all calls meet a trouble, drawn among those of every kind."""
+        self._random, self._share = Random(seed), share
 
     def add(self, fault: Fault) -> None:
         """Let there be trouble."""
@@ -68,6 +89,10 @@ class Faults:
                     continue
                 fault.times -= 1
                 return fault
+            if self._random.random() < self._share:
+                self.n_drawn += 1
+                kinds = KINDS if call in HARMED else KINDS[:5]
+                return self._random.choice(kinds)(call, self._random.randrange(20_000))
         return Fault(call)
 
     def left(self) -> int:

@@ -57,12 +57,15 @@ class MaxCompute:
     Args:
         token: that requests must carry, too, as those of temporary keys do.
         delay: seconds that each answer takes.
+        skew: seconds that its clock is ahead of ours.
     """
 
     key_id, secret = "evmp-test-key-id", "evmp-test-key-secret"
 
-    def __init__(self, project: str = "shop", *, token: str = "", delay: float = 0.0) -> None:
-        self.project, self.token, self.delay = project, token, delay
+    def __init__(
+        self, project: str = "shop", *, token: str = "", delay: float = 0.0, skew: float = 0.0
+    ) -> None:
+        self.project, self.token, self.delay, self.skew = project, token, delay, skew
         self.tables: dict[str, Table] = {}
         self.downloads: dict[str, Download] = {}
         self.uploads: dict[str, Upload] = {}
@@ -346,6 +349,7 @@ class _Handler(BaseHTTPRequestHandler):
             key_id=service.key_id,
             secret=service.secret,
             token=service.token,
+            now=time.time() + service.skew,
         )
         url = urlsplit(path)
         query = dict(parse_qsl(url.query, keep_blank_values=True))

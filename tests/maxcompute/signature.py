@@ -22,13 +22,21 @@ class Refused(Exception):
 
 
 def check_signature(
-    method: str, path: str, headers: Mapping[str, str], *, key_id: str, secret: str, token: str
+    method: str,
+    path: str,
+    headers: Mapping[str, str],
+    *,
+    key_id: str,
+    secret: str,
+    token: str,
+    now: float,
 ) -> None:
     """Make sure that who holds the secret has signed this request, just now.
 
     Args:
         path: behind the endpoint, with the query, as it was sent.
         headers: by lower-case name.
+        now: by the service's clock, in seconds.
 
     Raises:
         Refused: when something is missing or wrong.
@@ -43,7 +51,7 @@ def check_signature(
     if token != headers.get("authorization-sts-token", ""):
         raise Refused(403, "NoPermission", "The security token is missing, wrong or expired.")
     sent = parsedate_to_datetime(headers["date"]).timestamp()
-    if abs(time.time() - sent) > SKEW_SECONDS:
+    if abs(now - sent) > SKEW_SECONDS:
         raise Refused(403, "RequestTimeTooSkewed", "The request time differs too much from ours.")
     parts = credential.split("/")
     if parts[0] != key_id:
