@@ -18,6 +18,7 @@ worker, the next by name, and what that one held it takes over.
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import time
@@ -164,7 +165,7 @@ class Leases:
         """Return whether a worker has not shown itself for long. Asks again only when it may."""
         if worker == self._worker:  # a lease of its own that it does not know of
             return True
-        if self._alive.get(worker, 0.0) > self._now():
+        if self._alive.get(worker, -math.inf) > self._now():
             return False
         try:
             shown = self._storage.stat(f"workers/{worker}").modified
