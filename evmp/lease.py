@@ -32,12 +32,15 @@ from evmp.grid import Block, Grid
 from evmp.ledger import Ledger
 
 CHUNK_CELLS: Final = 500  # of the grid; a storage lists their leases in one answer
-RENEWALS: Final = 5  # in the time of a lease
+RENEWALS: Final = 3  # in the time of a lease
 DEAD: Final = 0.8  # of that time without a sign; the rest is for finding out
-LOOKS: Final = 4  # into chunks, before a worker takes a rest
+NEWCOMERS: Final = 0.6  # of that time, after which a worker looks who else is there
+NEARBY: Final = 8  # workers at least, that it lists for that
 MISSES: Final = 3  # blocks that others were faster to take, before a chunk is looked at again
 JUDGED: Final = 8  # leases that one look asks for their worker
-MIN_PAUSE_SECONDS: Final = 0.05
+MIN_PAUSE_SECONDS: Final = 0.05  # of a worker that finds nothing; it doubles each time
+CROWD: Final = 100  # workers; where there are more, each looks less often when it is idle
+CLOCK_LEASES: Final = 10  # the storage's clock is read once in the time of so many
 _LEASE: Final = re.compile(r"(\d{12})\.(\d{4,})")
 _DONE: Final = re.compile(r"(\d{12})-(\d{12})")
 
@@ -66,7 +69,7 @@ class Leases:
 
     Args:
         ledger, grid: of the job.
-        worker: a name that no other worker has, nor a predecessor.
+        worker: a name that no other worker has, nor a predecessor: random hexadecimal digits.
         seconds: a worker that does not show itself for so long is dead.
         clock: seconds since any time.
         about: told to whoever asks what the workers do.
@@ -86,14 +89,15 @@ class Leases:
         self._about = dict(about or {})
         self._chance = random.Random(worker)
         self._held: dict[int, tuple[Unit, float]] = {}
-        self._found: deque[Unit] = deque()
+        self._found: deque[tuple[str, Unit]] = deque()
+        self._n_workers, self._n_alike = 1, 0
         self._view: _View | None = None
         self._chunks: list[int] = []
         self._done_chunks: set[int] = set()
         self._n_chunks = -(-len(grid) // CHUNK_CELLS)
         self._alive: dict[str, float] = {}
         self._neighbour = ""
-        self._offset, self._due, self._read_clock = 0.0, 0.0, 0.0
+        self._offset, self._due, self._read_clock, self._look_again = 0.0, 0.0, 0.0, 0.0
         self._idle_since: float | None = None
         self._n_rests = 0
         self._longest = seconds
@@ -110,8 +114,9 @@ class Leases:
     @property
     def pause_seconds(self) -> float:
         """How long to wait after a claim that has found nothing."""
-        pause: float = MIN_PAUSE_SECONDS * 2 ** min(self._n_rests, 10)
-        return min(pause, self._seconds * (1 - DEAD) / 2) * self._chance.uniform(0.5, 1)
+        pause: float = MIN_PAUSE_SECONDS * 2 ** min(self._n_rests, 20)
+        longest = self._seconds * (1 - DEAD) / 2 * max(1, self._n_workers / CROWD)
+        return min(pause, longest) * self._chance.uniform(0.5, 1)
 
     def renew(self, **about: Any) -> None:
         """Show that the worker lives, if it is time, and look whether its neighbour does.
@@ -126,7 +131,7 @@ class Leases:
             # What comes after the answer is not counted: others seem younger than they are.
             shown = self._storage.stat(f"workers/{self._worker}").modified
             self._offset = shown - self._clock()
-            self._read_clock = self._clock() + self._seconds
+            self._read_clock = self._clock() + CLOCK_LEASES * self._seconds
         self._watch()
 
     def resume(self, held: Collection[int]) -> None:
@@ -176,21 +181,35 @@ class Leases:
 
     def _watch(self) -> None:
         """Find out what dead neighbours held, up to the first that lives."""
-        if self._neighbour and not self._is_dead(self._neighbour):
+        is_recent = self._clock() < self._look_again
+        if self._found or (is_recent and not (self._neighbour and self._is_dead(self._neighbour))):
             return
-        names = [name.partition("/")[2] for name in self._storage.names("workers")]
-        for neighbour in _after(names, self._worker):
-            self._neighbour = neighbour
+        self._look_again = self._clock() + NEWCOMERS * self._seconds
+        self._neighbour = ""
+        for neighbour in _after(self._nearby(), self._worker):
             if not self._is_dead(neighbour):
+                self._neighbour = neighbour
                 return
             self._inherit(neighbour)
-        self._neighbour = ""
+
+    def _nearby(self) -> list[str]:
+        """Return the workers whose names begin alike; all of them, where there are few."""
+        start = self._worker[: self._n_alike]
+        names = [name.partition("/")[2] for name in self._storage.names("workers", start)]
+        self._n_workers = len(names) * 16**self._n_alike
+        if len(names) > 16 * NEARBY:
+            self._n_alike += 1
+        elif len(names) < NEARBY and self._n_alike:
+            self._n_alike -= 1
+        return names
 
     def _inherit(self, worker: str) -> None:
-        with suppress(FileNotFoundError, ValueError, TypeError, KeyError):
-            shown = json.loads(self._storage.read(f"workers/{worker}"))
-            self._found.extend(Unit(*map(int, held)) for held in shown["held"])
-        self._storage.delete(f"workers/{worker}")
+        """Line up what a dead worker held; only when it is leased again is the worker forgotten."""
+        with suppress(ValueError, TypeError):
+            held = self._read(f"workers/{worker}").get("held", ())
+            self._found.extend((worker, Unit(*map(int, it))) for it in held)
+        if not self._found or self._found[-1][0] != worker:
+            self._storage.delete(f"workers/{worker}")
 
     # --- blocks -------------------------------------------------------------------------------
 
@@ -216,27 +235,34 @@ class Leases:
 
     def _claim(self) -> Block | None:
         while self._found:
-            if block := self._take(self._found.popleft()):
+            if block := self._claim_found():
                 return block
-        for _ in range(min(LOOKS, self._n_chunks or 1)):
-            view = self._view or self._look()
-            if view is None:
-                return None
-            while view.free and view.n_misses < MISSES:
-                if block := self._take(view.free.pop()):
-                    return block
-                view.n_misses += 1
-            again = view.chunk if view.free else None
-            self._view = None
-            if again is not None:
-                self._chunks.append(again)
-            for unit in view.leased[:JUDGED]:
-                lease = self._read(self._lease(unit.start, unit.generation))
-                if self._is_dead(str(lease.get("worker"))):
-                    return self._take(unit)
-                if self._is_worth_a_race(lease):
-                    return self._take(unit, again=True)
+        view = self._view or self._look()
+        if view is None:
+            return None
+        while view.free and view.n_misses < MISSES:
+            if block := self._take(view.free.pop()):
+                return block
+            view.n_misses += 1
+        self._view = None
+        if view.free:
+            self._chunks.append(view.chunk)
+            return self._claim()
+        for unit in view.leased[:JUDGED]:
+            lease = self._read(self._lease(unit.start, unit.generation))
+            if self._is_dead(str(lease.get("worker"))):
+                return self._take(unit)
+            if self._is_worth_a_race(lease):
+                return self._take(unit, again=True)
         return None
+
+    def _claim_found(self) -> Block | None:
+        worker, unit = self._found[0]
+        block = self._take(unit)
+        self._found.popleft()
+        if not self._found or self._found[0][0] != worker:
+            self._storage.delete(f"workers/{worker}")
+        return block
 
     def _take(self, unit: Unit, *, again: bool = False) -> Block | None:
         """Create the next lease of a unit. Returns its rows, unless another was faster."""
@@ -277,8 +303,10 @@ class Leases:
         while self._chunks:
             chunk = self._chunks.pop()
             if chunk not in self._done_chunks:
-                self._view = self._seen(chunk)
-                return self._view
+                view = self._seen(chunk)
+                if chunk not in self._done_chunks:
+                    self._view = view
+                    return view
         self.is_complete = len(self._done_chunks) == self._n_chunks
         return None
 
@@ -306,7 +334,7 @@ class Leases:
                 start, stop = map(int, found.groups())
                 done[start] = max(stop, done.get(start, 0))
         last = min(len(self._grid), (chunk + 1) * CHUNK_CELLS)
-        for cell in map(self._grid.__getitem__, range(chunk * CHUNK_CELLS, last)):
+        for cell in self._grid.cells(chunk * CHUNK_CELLS, last):
             at = cell.start
             while at in done:
                 at = done[at]

@@ -77,8 +77,8 @@ class MemoryStorage:
     def names(self, folder: str, start: str = "") -> list[str]:
         """Return the names in a folder."""
         found = self._at(f"{folder}/", "names")
-        names = sorted(found) if self._stale is None else self._stale.get(folder, [])
-        return [f"{folder}/{name}" for name in names if name.startswith(start)]
+        names = found if self._stale is None else self._stale.get(folder, [])
+        return sorted(f"{folder}/{name}" for name in names if name.startswith(start))
 
     def delete(self, name: str) -> None:
         """Delete an object that may not be there."""
