@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import math
 import random
-import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -31,6 +30,7 @@ from typing import Any, Final
 from evmp.grid import Block, Grid
 from evmp.ledger import Ledger
 
+DIGITS: Final = 12  # of a row's number in a name
 CHUNK_CELLS: Final = 500  # of the grid; a storage lists their leases in one answer
 RENEWALS: Final = 3  # in the time of a lease
 DEAD: Final = 0.8  # of that time without a sign; the rest is for finding out
@@ -41,8 +41,6 @@ JUDGED: Final = 8  # leases that one look asks for their worker
 MIN_PAUSE_SECONDS: Final = 0.05  # of a worker that finds nothing; it doubles each time
 CROWD: Final = 100  # workers; where there are more, each looks less often when it is idle
 CLOCK_LEASES: Final = 10  # the storage's clock is read once in the time of so many
-_LEASE: Final = re.compile(r"(\d{12})\.(\d{4,})")
-_DONE: Final = re.compile(r"(\d{12})-(\d{12})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,14 +323,13 @@ class Leases:
     def _units(self, chunk: int) -> Iterator[Unit]:
         """Yield what is not known to be committed of each cell of a chunk."""
         leased, done = dict[int, int](), dict[int, int]()
+        of_mark, skipped = {".": leased, "-": done}, len(_folder(chunk)) + 1
         for name in self._storage.names(_folder(chunk)):
-            own = name.rpartition("/")[2]
-            if found := _LEASE.fullmatch(own):
-                start, generation = map(int, found.groups())
-                leased[start] = max(generation, leased.get(start, 0))
-            elif found := _DONE.fullmatch(own):
-                start, stop = map(int, found.groups())
-                done[start] = max(stop, done.get(start, 0))
+            own = name[skipped:]
+            start, mark, number = own[:DIGITS], own[DIGITS : DIGITS + 1], own[DIGITS + 1 :]
+            if mark in of_mark and start.isdecimal() and number.isdecimal():
+                latest, at = of_mark[mark], int(start)
+                latest[at] = max(int(number), latest.get(at, 0))
         last = min(len(self._grid), (chunk + 1) * CHUNK_CELLS)
         for cell in self._grid.cells(chunk * CHUNK_CELLS, last):
             at = cell.start

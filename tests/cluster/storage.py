@@ -5,6 +5,7 @@ It keeps the contract of Storage as far as leases and records need it.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ class MemoryStorage:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._folders: dict[str, dict[str, tuple[bytes, float]]] = {}
+        self._sorted: dict[str, list[str]] = {}
         self._stale: dict[str, list[str]] | None = None
         self.requests: Counter[str] = Counter()
         self.is_reachable = True
@@ -48,18 +50,15 @@ class MemoryStorage:
 
     def create(self, name: str, data: bytes) -> bool:
         """Make an object unless there is one."""
-        folder = self._at(name, "create")
-        own = name.rpartition("/")[2]
-        if own in folder:
+        if name.rpartition("/")[2] in self._at(name, "create"):
             return False
-        folder[own] = data, self._clock()
-        self._lose()
+        self._put(name, data)
         return True
 
     def write(self, name: str, data: bytes) -> None:
         """Make or replace an object."""
-        self._at(name, "write")[name.rpartition("/")[2]] = data, self._clock()
-        self._lose()
+        self._at(name, "write")
+        self._put(name, data)
 
     def adopt(self, file: Path, name: str) -> None:
         """Make an object of a file."""
@@ -77,23 +76,37 @@ class MemoryStorage:
     def names(self, folder: str, start: str = "") -> list[str]:
         """Return the names in a folder."""
         found = self._at(f"{folder}/", "names")
-        names = found if self._stale is None else self._stale.get(folder, [])
-        return sorted(f"{folder}/{name}" for name in names if name.startswith(start))
+        if self._stale is not None:
+            names = self._stale.get(folder, [])
+        elif (names := self._sorted.get(folder)) is None:
+            names = self._sorted[folder] = sorted(found)
+        first, last = bisect_left(names, start), bisect_left(names, start + "~")
+        return [f"{folder}/{name}" for name in names[first:last]]
 
     def delete(self, name: str) -> None:
         """Delete an object that may not be there."""
-        self._at(name, "delete").pop(name.rpartition("/")[2], None)
+        folder, _, own = name.rpartition("/")
+        if self._at(name, "delete").pop(own, None):
+            self._sorted.pop(folder, None)
 
     def clear(self, folder: str) -> None:
         """Delete the objects below a folder."""
         for key in [key for key in self._folders if key == folder or key.startswith(f"{folder}/")]:
             del self._folders[key]
+            self._sorted.pop(key, None)
 
     def _at(self, name: str, kind: str) -> dict[str, tuple[bytes, float]]:
         self.requests[kind] += 1
         if not self.is_reachable:
             raise OSError("the storage cannot be reached")
         return self._folders.setdefault(name.rpartition("/")[0], {})
+
+    def _put(self, name: str, data: bytes) -> None:
+        folder, _, own = name.rpartition("/")
+        if own not in self._folders[folder]:
+            self._sorted.pop(folder, None)
+        self._folders[folder][own] = data, self._clock()
+        self._lose()
 
     def _one(self, name: str, kind: str) -> tuple[bytes, float]:
         try:
