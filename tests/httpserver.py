@@ -14,7 +14,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 
@@ -29,6 +29,7 @@ class Answer:
         cut, reset: close the connection after the body, politely or not.
         raw: makes what is sent in the place of all else.
         gate: opens before the first byte is sent.
+        has_parts: whether a part of the body is given to whoever asks for one.
     """
 
     body: bytes = b""
@@ -42,6 +43,19 @@ class Answer:
     reset: bool = False
     raw: Callable[[], Iterator[bytes]] | None = None
     gate: threading.Event | None = None
+    has_parts: bool = False
+
+    def asked_for(self, span: str) -> Answer:
+        """Return the answer to a request with this `Range` header, if any."""
+        if not self.has_parts or not span:
+            return self
+        first, _, last = span.removeprefix("bytes=").partition("-")
+        start, stop = int(first), min(int(last) + 1, len(self.body))
+        if start >= len(self.body):
+            return replace(self, body=b"", status=416)
+        told = {"Content-Range": f"bytes {start}-{stop - 1}/{len(self.body)}"}
+        headers = {**self.headers, **told}
+        return replace(self, body=self.body[start:stop], status=206, headers=headers)
 
     def head(self) -> bytes:
         lines = [f"HTTP/1.1 {self.status} Whatever"]
@@ -137,7 +151,7 @@ class HttpServer:
         while line := lines.readline().strip():
             name, _, value = line.decode("latin-1").partition(": ")
             headers[name.lower()] = value
-        answer = self._next(path, headers)
+        answer = self._next(path, headers).asked_for(headers.get("range", ""))
         try:
             self._is_closed.wait(answer.delay)
             while answer.gate and not answer.gate.wait(0.05) and not self._is_closed.is_set():

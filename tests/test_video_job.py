@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import av
@@ -174,10 +175,11 @@ def test_kills_lose_and_repeat_nothing(job: JobFolder) -> None:
     wait_for(process, lambda: list((job.path / "again.jsonl.evmp").rglob("*.reel")))
     for role in ("scout", "decoder", "writer", "predicto") * 3:
         for child in psutil.Process(process.pid).children(recursive=True):
-            if child.name().startswith(f"evmp {role[:7]}"):
-                child.send_signal(signal.SIGKILL)
-                killed.add(role)
-                break
+            with suppress(psutil.NoSuchProcess):
+                if child.name().startswith(f"evmp {role[:7]}"):
+                    child.send_signal(signal.SIGKILL)
+                    killed.add(role)
+                    break
     _, errors = process.communicate(timeout=60)
 
     assert process.returncode == 0, errors

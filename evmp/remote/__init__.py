@@ -9,7 +9,7 @@ library, for the first file that is its.
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from evmp.errors import DownloadError
 from evmp.value import scheme
@@ -28,6 +28,21 @@ not name."""
 SCHEMES: Final = (*HTTP, *OSS, *FILE_SYSTEMS)
 
 
+class Piece(NamedTuple):
+    """A part of a file.
+
+    Attributes:
+        start: where in the file `data` begins.
+        size: of the whole file.
+        version: another one where the file has changed; empty where that cannot be told.
+    """
+
+    start: int
+    data: bytes
+    size: int
+    version: str
+
+
 class Remote(Protocol):
     """Where files are fetched from. For use by any number of threads."""
 
@@ -36,6 +51,13 @@ class Remote(Protocol):
 
         Raises:
             DownloadError: when it cannot be had; the message names neither it nor credentials.
+        """
+
+    def fetch_piece(self, location: str, start: int, stop: int) -> Piece:
+        """Return the bytes [start, stop) of a file, as far as it has them.
+
+        A server that gives no parts gives the whole file, if `max_row_bytes` allows. Blocks and
+        raises as `fetch`.
         """
 
     def cut_overdue(self) -> None:
@@ -59,11 +81,11 @@ class AnyRemote:
 
     def fetch(self, location: str) -> bytes:
         """Let the member of that scheme fetch the file; see Remote."""
-        schemes = next(it for it in (HTTP, OSS, FILE_SYSTEMS) if scheme(location) in it)
-        with self._lock:
-            if schemes not in self._members:
-                self._members[schemes] = _open(schemes, self._job)
-        return self._members[schemes].fetch(location)
+        return self._member(location).fetch(location)
+
+    def fetch_piece(self, location: str, start: int, stop: int) -> Piece:
+        """Let the member of that scheme fetch a part of the file; see Remote."""
+        return self._member(location).fetch_piece(location, start, stop)
 
     def cut_overdue(self) -> None:
         """Ask all members; see Remote."""
@@ -74,6 +96,13 @@ class AnyRemote:
         """Ask all members; see Remote."""
         for member in self._members.values():
             member.close()
+
+    def _member(self, location: str) -> Remote:
+        schemes = next(it for it in (HTTP, OSS, FILE_SYSTEMS) if scheme(location) in it)
+        with self._lock:
+            if schemes not in self._members:
+                self._members[schemes] = _open(schemes, self._job)
+        return self._members[schemes]
 
 
 def _open(schemes: tuple[str, ...], job: Job) -> Remote:

@@ -6,8 +6,9 @@ grows a thousandfold. So all is counted as it comes, packed and unpacked.
 
 from __future__ import annotations
 
+import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from evmp.errors import DownloadError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
 CHUNK_BYTES: Final = 256 << 10
+_RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _PACKED: Final = ("gzip", "x-gzip", "deflate")
 
 
@@ -57,6 +59,23 @@ def read_body(
     if unpacker and not unpacker.eof:
         raise Again(f"the {response.headers['content-encoding']} stream is cut short")
     return bytes(body)
+
+
+def size_of(headers: Mapping[str, str], start: int) -> int:
+    """Return the size of the file that a part comes of.
+
+    Raises:
+        DownloadError: another part comes than was asked for, or the size is not told.
+    """
+    told = _RANGE.fullmatch(headers.get("content-range", "").strip())
+    if not told or int(told[1]) != start:
+        raise DownloadError("another part of the file comes than was asked for")
+    return int(told[2])
+
+
+def version_of(headers: Mapping[str, str]) -> str:
+    """Return what tells a version of a file from others."""
+    return headers.get("etag", "") or headers.get("last-modified", "")
 
 
 def _unpacker(response: BaseHTTPResponse) -> Any:

@@ -19,13 +19,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import BoundedSemaphore, Lock, Thread
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from fsspec import get_filesystem_class
 from fsspec.asyn import sync
 
 from evmp.errors import DownloadError
+from evmp.remote import Piece
 from evmp.remote.retry import Again, Deadline, persist
 from evmp.value import scheme
 
@@ -46,6 +47,15 @@ _FINAL: Final = {
 _LATE: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
 
 
+_Found = tuple[bytes, dict[str, Any]]
+
+
+class _Span(NamedTuple):
+    start: int
+    stop: int
+    with_facts: bool
+
+
 class FileSystemRemote:
     """Files behind URLs that fsspec knows; see Remote."""
 
@@ -59,14 +69,15 @@ class FileSystemRemote:
 
     def fetch(self, location: str) -> bytes:
         """Get the file; see Remote."""
-        self._check_host(location)
-        deadline = Deadline("download_timeout_seconds", self._job.download_timeout_seconds)
-        body = persist(
-            lambda: self._attempt(location, deadline), deadline, self._job.download_retries
-        )
+        body = self._persist(location, 0, self._stop)[0]
         if len(body) >= self._stop:
             raise DownloadError(f"more bytes come than max_row_bytes, {self._job.max_row_bytes}")
         return body
+
+    def fetch_piece(self, location: str, start: int, stop: int) -> Piece:
+        """Get a range, and ask how large the file is; see Remote."""
+        body, about = self._persist(location, start, stop, with_facts=True)
+        return Piece(start, body, about["size"], str(about.get("ETag", "")))
 
     def cut_overdue(self) -> None:
         """Do nothing, as each file's own thread looks at the clock; see Remote."""
@@ -84,14 +95,25 @@ class FileSystemRemote:
                 "allow_private_hosts: true reaches it"
             )
 
-    def _attempt(self, location: str, deadline: Deadline) -> bytes:
+    def _persist(
+        self, location: str, start: int, stop: int, *, with_facts: bool = False
+    ) -> _Found:
+        """Return the bytes [start, stop) of a file, and perhaps what is known of it."""
+        self._check_host(location)
+        deadline = Deadline("download_timeout_seconds", self._job.download_timeout_seconds)
+        span = _Span(start, stop, with_facts)
+        return persist(
+            lambda: self._attempt(location, span, deadline), deadline, self._job.download_retries
+        )
+
+    def _attempt(self, location: str, span: _Span, deadline: Deadline) -> _Found:
         deadline.check()
         with _told(deadline):
             kind = get_filesystem_class(scheme(location))
             opener, path = self._opener(kind, location), kind._strip_protocol(location)
             if kind.async_impl:
-                return self._read(opener.shared(), path, deadline)
-            return self._read_apart(opener, path, deadline)
+                return self._read(opener.shared(), path, span, deadline)
+            return self._read_apart(opener, path, span, deadline)
 
     def _opener(self, kind: Any, location: str) -> _Opener:
         options = kind._get_kwargs_from_urls(location)
@@ -100,30 +122,33 @@ class FileSystemRemote:
                 self._openers.clear()
             return self._openers.setdefault(f"{kind} {options}", _Opener(kind, options))
 
-    def _read(self, filesystem: Any, path: str, deadline: Deadline) -> bytes:
+    def _read(self, filesystem: Any, path: str, span: _Span, deadline: Deadline) -> _Found:
         """Read a file, and cancel that when it is late."""
 
         def ask(question: Any, **options: Any) -> Any:
             return sync(filesystem.loop, question, path, timeout=deadline.left, **options)
 
+        about: dict[str, Any] = ask(filesystem._info) if span.with_facts else {}
         try:
-            body: bytes = ask(filesystem._cat_file, start=0, end=self._stop)
+            body: bytes = ask(filesystem._cat_file, start=span.start, end=span.stop)
         except OSError as error:
             # An empty file has no first byte that could be asked for.
             if error.errno == errno.EINVAL and ask(filesystem._info)["size"] == 0:
-                return b""
+                return b"", about
             raise
-        return body
+        return body, about
 
-    def _read_apart(self, opener: _Opener, path: str, deadline: Deadline) -> bytes:
+    def _read_apart(
+        self, opener: _Opener, path: str, span: _Span, deadline: Deadline
+    ) -> _Found:
         """Read a file in a thread that is left to itself when it is late."""
         if not self._room.acquire(timeout=max(deadline.left, 0)):
             raise TimeoutError
-        future = concurrent.futures.Future[bytes]()
+        future = concurrent.futures.Future[_Found]()
 
         def work() -> None:
             try:
-                future.set_result(opener.read(path, self._stop))
+                future.set_result(opener.read(path, span))
             except Exception as error:
                 future.set_exception(error)
             finally:
@@ -147,15 +172,16 @@ class _Opener:
                 self._idle.append(self._make())
             return self._idle[0]
 
-    def read(self, path: str, n_bytes: int) -> bytes:
-        """Read a file's first bytes by a file system that nobody else uses."""
+    def read(self, path: str, span: _Span) -> _Found:
+        """Read a part of a file by a file system that nobody else uses."""
         with self._lock:
             filesystem = self._idle.pop() if self._idle else None
         filesystem = filesystem or self._make()
-        body: bytes = filesystem.cat_file(path, 0, n_bytes)
+        about: dict[str, Any] = filesystem.info(path) if span.with_facts else {}
+        body: bytes = filesystem.cat_file(path, span.start, span.stop)
         with self._lock:
             self._idle.append(filesystem)
-        return body
+        return body, about
 
     def _make(self) -> Any:
         return self._kind(skip_instance_cache=True, **self._options)

@@ -5,9 +5,9 @@ A redirect leads where the other side likes, so that each is looked at like the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
@@ -15,13 +15,17 @@ from urllib3.util import Timeout, make_headers
 
 from evmp import __version__
 from evmp.errors import DownloadError
-from evmp.remote.body import read_body
+from evmp.remote import Piece
+from evmp.remote.body import read_body, size_of, version_of
 from evmp.remote.connection import Guard, Pools
 from evmp.remote.failure import dismiss, failure_of, told
 from evmp.remote.retry import Deadline, persist
 
 if TYPE_CHECKING:
     from evmp.job import Job
+
+T = TypeVar("T")
+_Take = Callable[[urllib3.BaseHTTPResponse, Deadline], T]
 
 MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -44,11 +48,28 @@ class HttpRemote:
 
     def fetch(self, location: str) -> bytes:
         """Get the file; see Remote."""
-        deadline = Deadline("download_timeout_seconds", self._job.download_timeout_seconds)
-        with self._guard.until(deadline):
-            return persist(
-                lambda: self._follow(location, deadline), deadline, self._job.download_retries
-            )
+
+        def whole(response: urllib3.BaseHTTPResponse, deadline: Deadline) -> bytes:
+            _check_status(response, HTTPStatus.OK)
+            return read_body(response, self._job.max_row_bytes, deadline)
+
+        return self._persist(location, {}, whole)
+
+    def fetch_piece(self, location: str, start: int, stop: int) -> Piece:
+        """Get a range, or the file of a server that knows none; see Remote."""
+
+        def part(response: urllib3.BaseHTTPResponse, deadline: Deadline) -> Piece:
+            version = version_of(response.headers)
+            if response.status == HTTPStatus.OK:
+                body = read_body(response, self._job.max_row_bytes, deadline)
+                return Piece(0, body, len(body), version)
+            if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                return Piece(start, b"", start, version)
+            _check_status(response, HTTPStatus.PARTIAL_CONTENT)
+            size = size_of(response.headers, start)
+            return Piece(start, read_body(response, stop - start, deadline), size, version)
+
+        return self._persist(location, {"Range": f"bytes={start}-{stop - 1}"}, part)
 
     def cut_overdue(self) -> None:
         """Shut sockets down; see Remote."""
@@ -58,28 +79,41 @@ class HttpRemote:
         """Empty the pools; see Remote."""
         self._pools.clear()
 
-    def _follow(self, url: str, deadline: Deadline) -> bytes:
+    def _persist(self, url: str, headers: Mapping[str, str], take: _Take[T]) -> T:
+        """Return what `take` makes of the answer, whose head has come."""
+        deadline = Deadline("download_timeout_seconds", self._job.download_timeout_seconds)
+        with self._guard.until(deadline):
+            return persist(
+                lambda: self._follow(url, headers, take, deadline),
+                deadline,
+                self._job.download_retries,
+            )
+
+    def _follow(
+        self, url: str, headers: Mapping[str, str], take: _Take[T], deadline: Deadline
+    ) -> T:
         """Get a file, where it is now."""
         for _ in range(MAX_REDIRECTS + 1):
             with told(deadline, self._job.read_timeout_seconds):
-                response = self._open(url, deadline)
+                response = self._open(url, headers, deadline)
                 try:
                     target = _target_of(url, response)
                     if not target:
-                        _check_status(response)
-                        return read_body(response, self._job.max_row_bytes, deadline)
+                        return take(response, deadline)
                 finally:
                     dismiss(response)
             url = target
         raise DownloadError(f"more than {MAX_REDIRECTS} redirects")
 
-    def _open(self, url: str, deadline: Deadline) -> urllib3.BaseHTTPResponse:
+    def _open(
+        self, url: str, headers: Mapping[str, str], deadline: Deadline
+    ) -> urllib3.BaseHTTPResponse:
         """Send the request, and return the response when its headers have come."""
         wait = deadline.cap(self._job.read_timeout_seconds)
         return self._pools.request(
             "GET",
             url,
-            headers={**_HEADERS, **_authorization(url)},
+            headers={**_HEADERS, **headers, **_authorization(url)},
             timeout=Timeout(connect=wait, read=wait),
             redirect=False,
             preload_content=False,
@@ -107,9 +141,9 @@ def _target_of(url: str, response: urllib3.BaseHTTPResponse) -> str:
     return target
 
 
-def _check_status(response: urllib3.BaseHTTPResponse) -> None:
+def _check_status(response: urllib3.BaseHTTPResponse, expected: HTTPStatus) -> None:
     status = response.status
-    if status == HTTPStatus.OK:
+    if status == expected:
         return
     known = status in HTTPStatus._value2member_map_
     message = f"{status} {HTTPStatus(status).phrase}" if known else f"status {status}"
