@@ -174,3 +174,16 @@ def test_rows_of_a_job_may_be_on_s3(
     }
     record = (job.path / "out.jsonl.evmp.json").read_text()
     assert server.key_id not in record and server.secret not in record
+
+
+def test_piece_comes_with_the_size_of_the_whole(server: S3Server) -> None:
+    remote = AnyRemote(job_of())
+
+    middle = remote.fetch_piece(f"s3://{BUCKET}/x", 100, 200)
+    end = remote.fetch_piece(f"s3://{BUCKET}/x", len(BODY) - 10, len(BODY) + 90)
+
+    assert middle.data == BODY[100:200]
+    assert end.data == BODY[-10:]
+    assert middle.size == end.size == len(BODY)
+    assert middle.version == end.version != ""
+    remote.close()

@@ -95,9 +95,7 @@ class FileSystemRemote:
                 "allow_private_hosts: true reaches it"
             )
 
-    def _persist(
-        self, location: str, start: int, stop: int, *, with_facts: bool = False
-    ) -> _Found:
+    def _persist(self, location: str, start: int, stop: int, *, with_facts: bool = False) -> _Found:
         """Return the bytes [start, stop) of a file, and perhaps what is known of it."""
         self._check_host(location)
         deadline = Deadline("download_timeout_seconds", self._job.download_timeout_seconds)
@@ -138,9 +136,7 @@ class FileSystemRemote:
             raise
         return body, about
 
-    def _read_apart(
-        self, opener: _Opener, path: str, span: _Span, deadline: Deadline
-    ) -> _Found:
+    def _read_apart(self, opener: _Opener, path: str, span: _Span, deadline: Deadline) -> _Found:
         """Read a file in a thread that is left to itself when it is late."""
         if not self._room.acquire(timeout=max(deadline.left, 0)):
             raise TimeoutError
