@@ -13,13 +13,18 @@ def requests_of_a_block(scenario: Scenario, outcome: Outcome) -> float:
 def check(scenario: Scenario, outcome: Outcome) -> None:
     """Make sure that nothing waited long, and that workers were in work."""
     assert outcome.n_deaths > 0
-    assert outcome.failover and max(outcome.failover) < 2 * scenario.lease_seconds
+    # Unless who should have noticed dies itself.
+    waits = sorted(outcome.failover)
+    assert waits[len(waits) * 9 // 10] < scenario.lease_seconds
+    assert waits[-1] < 5 * scenario.lease_seconds
     assert outcome.oldest < 10 * (scenario.block_seconds + scenario.lease_seconds)
     assert outcome.seconds < 1.3 * outcome.ideal_seconds + 100
 
 
 def test_workers_die_and_join_and_every_block_is_committed() -> None:
-    scenario = Scenario(40, 2000, block_seconds=5, life_seconds=150, pause_seconds=20)
+    scenario = Scenario(
+        40, 2000, block_seconds=5, life_seconds=150, pause_seconds=20, step_seconds=0.5
+    )
 
     outcome = Simulation(scenario).run()
 
@@ -30,7 +35,7 @@ def test_workers_die_and_join_and_every_block_is_committed() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_requests_of_a_block_stay_flat_as_the_cluster_grows() -> None:
-    small, large = (Scenario(n, 100 * n, block_seconds=10) for n in (30, 1000))
+    small, large = (Scenario(n, 100 * n, block_seconds=10, step_seconds=1) for n in (30, 1000))
 
     outcomes = [Simulation(scenario).run() for scenario in (small, large)]
 

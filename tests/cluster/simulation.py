@@ -36,6 +36,7 @@ class Scenario:
         pause_seconds: until the one that follows a dead worker is there.
         request_seconds: what a worker waits for each request.
         lease_seconds: as the job's key.
+        step_seconds: between two looks of a worker at the time; a real one looks all the time.
         late_share: of the workers that come only when half of the job should be over.
     """
 
@@ -46,6 +47,7 @@ class Scenario:
     pause_seconds: float = 60.0
     request_seconds: float = 0.01
     lease_seconds: float = 10.0
+    step_seconds: float = 10.0
     late_share: float = 0.1
     seed: int = 1
 
@@ -217,8 +219,8 @@ class Simulation:
 
     @property
     def renewal_seconds(self) -> float:
-        """How often a worker shows itself."""
-        return self._scenario.lease_seconds / RENEWALS
+        """How often a worker looks whether it is time to show itself."""
+        return min(self._scenario.step_seconds, self._scenario.lease_seconds / RENEWALS)
 
 
 class _Worker:
