@@ -49,6 +49,7 @@ _KINDS = {
     "SourceError": "input",
     "SinkError": "output",
     "ModelError": "model",
+    "CredentialsError": "credentials",
     "TooManyFailures": "failed",
     "WorkerDied": "gave up",
 }

@@ -5,6 +5,7 @@
     ├── SourceError (3)       the input cannot be opened or read
     ├── SinkError (3)         the output cannot be written or published
     ├── ModelError (3)        the model package is missing, damaged or unfit
+    ├── CredentialsError (3)  nobody says who asks the cloud, or he may not
     ├── TooManyFailures (1)   more rows failed than `max_error_fraction` allows
     ├── WorkerDied (4)        a stage kept dying
     ├── Interrupted (130/143) stopped by SIGINT or SIGTERM
@@ -73,6 +74,12 @@ class SinkError(EvmpError):
 
 class ModelError(EvmpError):
     """The model package is missing, damaged or does not fit the job."""
+
+    exit_code = 3
+
+
+class CredentialsError(EvmpError):
+    """There are no credentials for the cloud, or the role that they shall assume is refused."""
 
     exit_code = 3
 

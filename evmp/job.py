@@ -42,6 +42,7 @@ from evmp.value import (
     ClassPath,
     DecodeType,
     Endpoint,
+    Host,
     JsonText,
     ModelType,
     Name,
@@ -337,6 +338,12 @@ class Job(BaseModel):
         (), "the OSS buckets, a list or `a,b,c`, each `oss://<bucket>.<oss_host>/<path>/`"
     )
     arn: Arn = _cloud("", "the RAM role, `acs:ram::<account>:role/<name>`")
+    sts_endpoint: Host = _cloud(
+        "",
+        "where STS is, `<host>[:<port>]`, which lends the role of `arn`; `sts.aliyuncs.com` if "
+        "left out",
+        own=True,
+    )
     odps_endpoint: Endpoint = _cloud(
         "", "where MaxCompute is; the variable `ODPS_ENDPOINT` if left out", own=True
     )

@@ -4,8 +4,8 @@ pyodps by itself asks a busy service again for ever, and a broken one for two mi
 rhythm as everybody else. Here each of its requests is one attempt, and whoever made it asks again,
 as long as his Patience lasts. Its connections are made after the fork, by each process for itself.
 
-Imports pyodps: only for the processes that read or write a table. Keys come from the environment,
-never from the job file, and pyodps' own log, which would tell them, is kept quiet.
+Imports pyodps: only for the processes that read or write a table. pyodps' own log, which would tell
+the keys, is kept quiet.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from odps.tunnel import TableDownloadSession, TableTunnel, TableUploadSession
 from odps.tunnel.io.types import odps_type_to_arrow_type
 from odps.types import Column, DataType, Partition, validate_data_type
 
+from evmp.credentials import ALIBABA_CLOUD, OSS, CredentialsUnavailable, open_provider
 from evmp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,10 +45,6 @@ BUSY: Final = (308, 408, 429)
 NO_ENDPOINT: Final = (
     "odps_endpoint: required with odps:// tables, but missing; set it, or the variable "
     "ODPS_ENDPOINT"
-)
-NO_KEY: Final = (
-    "odps:// tables need an access key, and the environment has none; set "
-    "ALIBABA_CLOUD_ACCESS_KEY_ID and ALIBABA_CLOUD_ACCESS_KEY_SECRET"
 )
 
 
@@ -141,6 +138,8 @@ class Client(RestClient):  # type: ignore[misc]
         """
         try:
             return super().request(url, method, stream=stream, **options)
+        except CredentialsUnavailable as error:
+            raise Unavailable(str(error)) from None
         except ODPSError as error:
             status = error.status_code or 0
             if status in BUSY or status >= 500:
@@ -175,7 +174,8 @@ class Service:
     """One project, as seen by a job. For one thread; made when first asked.
 
     Raises:
-        ConfigError: when nothing says where the service is, or who asks.
+        ConfigError: when nothing says where the service is.
+        CredentialsError: when nothing says who asks.
     """
 
     def __init__(self, job: Job, project: str) -> None:
@@ -184,7 +184,7 @@ class Service:
         if not endpoint:
             raise ConfigError(NO_ENDPOINT)
         self._odps = ODPS(
-            account=_account(),
+            account=_account(job),
             project=project,
             endpoint=endpoint,
             tunnel_endpoint=job.odps_tunnel_endpoint or None,
@@ -326,15 +326,10 @@ def _set_options() -> None:
     options.local_timezone = "UTC"
 
 
-def _account() -> Any:
-    """Return who asks: pyodps' own variables, or those of all Alibaba Cloud's clients."""
-    account = accounts.from_environments()
-    if account is not None:
+def _account(job: Job) -> Any:
+    """Return who asks: pyodps' own variables, or who asks for the rest of the job."""
+    if not job.arn and (account := accounts.from_environments()) is not None:
         return account
-    names = ("ACCESS_KEY_ID", "ACCESS_KEY_SECRET", "SECURITY_TOKEN")
-    key_id, secret, token = (os.environ.get(f"ALIBABA_CLOUD_{name}") for name in names)
-    if not key_id or not secret:
-        raise ConfigError(NO_KEY)
-    if token:
-        return accounts.StsAccount(key_id, secret, token, expired_hours=None)
-    return accounts.CloudAccount(key_id, secret)
+    provider = open_provider(job, ALIBABA_CLOUD, OSS)
+    provider.get_credentials()
+    return accounts.CredentialProviderAccount(provider)

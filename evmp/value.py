@@ -34,6 +34,7 @@ _OBJECT = re.compile(r"oss://[^/]+/.+")
 _BUCKET = re.compile(r"oss://[^/.]+\.[^/]+(/.*)?")
 _ARN = re.compile(r"acs:ram::[^:]+:role/.+")
 _ENDPOINT = re.compile(r"https?://[^/@\s?#]+(/[^\s?#]*)?")
+_HOST = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:\d+)?")
 _CLASS_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 _CREDENTIALS = re.compile(r"(?<=://)[^/?#]*@")
 _QUERY = re.compile(r"(?<=[?&])([^=&]+)=[^&]+")
@@ -166,8 +167,15 @@ def _endpoint(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if value and not _HOST.fullmatch(value):
+        raise ValueError(f"got {show(value)}, expected <host>[:<port>]")
+    return value
+
+
 Uri = Annotated[str, AfterValidator(_uri)]
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
+Host = Annotated[str, AfterValidator(_host)]
 Arn = Annotated[str, AfterValidator(_arn)]
 ClassPath = Annotated[str, AfterValidator(_class_path)]
 Name = Annotated[str, Field(min_length=1)]

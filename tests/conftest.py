@@ -29,6 +29,7 @@ from PIL import Image
 from evmp import _native
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # for tests that call onnxruntime by themselves
+os.environ["ALIBABA_CLOUD_ECS_METADATA_DISABLED"] = "true"  # no machine of theirs is asked
 
 # How long an example takes says how busy the machine is.
 settings.register_profile("evmp", deadline=None, suppress_health_check=[HealthCheck.too_slow])

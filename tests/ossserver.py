@@ -97,6 +97,7 @@ class OssServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.keys = {KEY_ID: KEY_SECRET}
         self.token = ""  # that requests must have
+        self.tokens: dict[str, str] = {}  # by the ids of temporary keys
         self.skew = 0.0  # seconds that its clock is ahead
         self.page = 1000  # the most keys that a list has
         self.objects: dict[str, dict[str, bytes]] = {}
@@ -223,7 +224,8 @@ class Handler(BaseHTTPRequestHandler):
         """
         if abs(self.server.now() - moment_of(self.headers)) > SKEW_SECONDS:
             raise OssError(403, "RequestTimeTooSkewed")
-        if self.headers.get("x-oss-security-token", "") != self.server.token:
+        token = self.server.tokens.get(key_id_of(self.headers), self.server.token)
+        if self.headers.get("x-oss-security-token", "") != token:
             raise OssError(403, "InvalidSecurityToken")
         found = self.headers.get("Authorization", "")
         if not found:

@@ -34,6 +34,7 @@ LAYERS = [
     "fit source model image ledger metrics custom resource sample result download",
     "storage",
     "agenda interface payload placement rank remote maxcompute",
+    "credentials",
     "job",
     "rule",
     "value",

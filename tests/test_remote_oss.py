@@ -124,8 +124,8 @@ def test_what_cannot_pass_is_asked_for_once(
         ("OSS_ACCESS_KEY_SECRET", "wrong", "403 SignatureDoesNotMatch"),
         ("OSS_ACCESS_KEY_ID", "wrong", "403 InvalidAccessKeyId"),
         ("OSS_SESSION_TOKEN", "wrong", "403 InvalidSecurityToken"),
-        ("OSS_ACCESS_KEY_ID", "", "no credentials for OSS; set OSS_ACCESS_KEY_ID and OSS_ACCESS_"),
-        ("OSS_ACCESS_KEY_SECRET", "", "no credentials for OSS; set OSS_ACCESS_KEY_ID and OSS_"),
+        ("OSS_ACCESS_KEY_ID", "", "no credentials; set OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_"),
+        ("OSS_ACCESS_KEY_SECRET", "", "no credentials; set OSS_ACCESS_KEY_ID and OSS_ACCESS_"),
     ],
 )
 def test_credentials_that_do_not_serve_are_told(

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import oss2
 import requests
-from oss2.credentials import EnvironmentVariableCredentialsProvider
 from oss2.exceptions import ClientError, InconsistentError, OssError, RequestError
 
-from evmp.errors import DownloadError
+from evmp.credentials import ALIBABA_CLOUD, OSS, CredentialsUnavailable, open_provider
+from evmp.errors import CredentialsError, DownloadError
 from evmp.remote.connection import Guard, Pools
 from evmp.remote.failure import failure_of
 from evmp.remote.retry import Again, Deadline
@@ -94,7 +94,7 @@ class OssClient:
         self._guard = Guard(allow_private=True, connect_seconds=job.connect_timeout_seconds)
         self._session = oss2.Session(adapter=_Adapter(self._guard, n_connections))
         self._session.session.trust_env = False  # no proxies, and no other credentials
-        self._credentials = EnvironmentVariableCredentialsProvider()
+        self._credentials = open_provider(job, OSS, ALIBABA_CLOUD)
 
     def bucket(self, place: Place, *, enable_crc: bool = False) -> Any:
         """Return oss2's bucket.
@@ -103,12 +103,11 @@ class OssClient:
             enable_crc: compare the CRC64 of what is sent with that of what has come.
 
         Raises:
-            DownloadError: when there are no credentials, or the bucket has no proper name.
+            DownloadError: when the bucket has no proper name.
         """
         region = region_of(place.endpoint)
         signer = oss2.ProviderAuthV4 if region else oss2.ProviderAuth
         try:
-            self._credentials.get_credentials()
             return oss2.Bucket(
                 signer(self._credentials),
                 place.endpoint,
@@ -119,7 +118,7 @@ class OssClient:
                 region=region or None,
             )
         except ClientError as error:
-            raise DownloadError(_client_message(error)) from None
+            raise DownloadError(str(error.body)) from None
 
     def until(self, deadline: Deadline) -> AbstractContextManager[None]:
         """Let the connections that this thread uses within end with the deadline."""
@@ -131,8 +130,12 @@ class OssClient:
         deadline.check()
         try:
             yield
+        except CredentialsError as error:
+            raise DownloadError(str(error)) from None
+        except CredentialsUnavailable as error:
+            raise Again(str(error)) from None
         except ClientError as error:
-            raise DownloadError(_client_message(error)) from None
+            raise DownloadError(str(error.body)) from None
         except RequestError as error:
             deadline.check()
             raise self._meaning_of(error.exception) from None
@@ -165,12 +168,6 @@ def region_of(endpoint: str) -> str:
     match = _OWN_HOST.fullmatch(endpoint.partition("://")[2])
     of_host = match["region"] if match and "accelerate" not in match["region"] else ""
     return os.environ.get("OSS_REGION", "") or of_host
-
-
-def _client_message(error: ClientError) -> str:
-    if "key" in error.body and "null or empty" in error.body:
-        return "no credentials for OSS; set OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_SECRET"
-    return str(error.body)
 
 
 class _Adapter(requests.adapters.HTTPAdapter):

@@ -66,6 +66,8 @@ class MaxCompute:
         self, project: str = "shop", *, token: str = "", delay: float = 0.0, skew: float = 0.0
     ) -> None:
         self.project, self.token, self.delay, self.skew = project, token, delay, skew
+        self.lent: dict[str, tuple[str, str]] = {}
+        """Secrets and tokens of temporary keys, by their ids."""
         self.tables: dict[str, Table] = {}
         self.downloads: dict[str, Download] = {}
         self.uploads: dict[str, Upload] = {}
@@ -346,9 +348,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.command,
             path,
             {name.lower(): value for name, value in self.headers.items()},
-            key_id=service.key_id,
-            secret=service.secret,
-            token=service.token,
+            {service.key_id: (service.secret, service.token), **service.lent},
             now=time.time() + service.skew,
         )
         url = urlsplit(path)

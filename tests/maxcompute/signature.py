@@ -25,10 +25,8 @@ def check_signature(
     method: str,
     path: str,
     headers: Mapping[str, str],
+    keys: Mapping[str, tuple[str, str]],
     *,
-    key_id: str,
-    secret: str,
-    token: str,
     now: float,
 ) -> None:
     """Make sure that who holds the secret has signed this request, just now.
@@ -36,6 +34,7 @@ def check_signature(
     Args:
         path: behind the endpoint, with the query, as it was sent.
         headers: by lower-case name.
+        keys: secrets, and tokens that must be sent along, by the keys' ids.
         now: by the service's clock, in seconds.
 
     Raises:
@@ -48,14 +47,15 @@ def check_signature(
         raise Refused(
             401, "Unauthorized", "The request authorization header is invalid or missing."
         )
+    parts = credential.split("/")
+    if parts[0] not in keys:
+        raise Refused(403, "InvalidAccessKeyId", "The access key id does not exist.")
+    secret, token = keys[parts[0]]
     if token != headers.get("authorization-sts-token", ""):
         raise Refused(403, "NoPermission", "The security token is missing, wrong or expired.")
     sent = parsedate_to_datetime(headers["date"]).timestamp()
     if abs(now - sent) > SKEW_SECONDS:
         raise Refused(403, "RequestTimeTooSkewed", "The request time differs too much from ours.")
-    parts = credential.split("/")
-    if parts[0] != key_id:
-        raise Refused(403, "InvalidAccessKeyId", "The access key id does not exist.")
     expected = hmac.new(
         _key(secret, parts[1:]), canonical(method, path, headers).encode(), hashlib.sha1
     )
