@@ -9,7 +9,8 @@ again by its number of rows and the time of the table's last change: nothing can
 there. Whoever dies between the commit and the record finds out from the session of the upload,
 whose name is noted before the commit.
 
-This process asks the service nothing itself: what does so takes libraries that shall not stay.
+What asks the service takes libraries that shall not stay: all but a publish, which has a process of
+its own anyway, does so in a child.
 """
 
 from __future__ import annotations
@@ -79,14 +80,7 @@ class MaxComputeTarget:
 
     def finished(self) -> dict[str, Any] | None:
         """Compare what stands here with its record; see Target. A table without rows is nothing."""
-        standing = self._standing()
-        if standing is None or self._is_noted(standing) or self._is_published():
-            return None
-        if (record := self._record_of(standing)) is not None:
-            return record
-        if standing["rows"] == 0:
-            return None
-        raise SinkError(self._in_the_way(standing, "replace its rows with --fresh"))
+        return self._ask(self._finished)
 
     def standing(self) -> dict[str, Any] | None:
         """Return the record if it is that of what stands here; see Target."""
@@ -141,8 +135,14 @@ class MaxComputeTarget:
 
     def publish(self, merge: Merge, record: dict[str, Any]) -> None:
         """Upload the blocks; see Target."""
-        self._ask(lambda table: self._publish(table, merge, record))
-        if not self.settle():
+        table = _open(self._job, self._keys)
+        standing = table.standing()
+        if standing and standing["rows"] and not self._is_noted(standing):
+            raise SinkError(self._in_the_way(standing, "empty it, and run the same command again"))
+        table.upload(
+            merge, lambda session: self._note(UPLOAD, {"session": session, "record": record})
+        )
+        if not self._settle(table):
             raise SinkError(
                 f"output {self.uri} was changed by somebody else at the same time; look at what it "
                 "holds, and start over with --fresh"
@@ -150,22 +150,7 @@ class MaxComputeTarget:
 
     def settle(self) -> bool:
         """Leave the record if the upload that was noted has become the result; see Target."""
-        note = self._noted(UPLOAD)
-        if note is None or not self._is_published():
-            return False
-        record, standing = note["record"], self._standing()
-        if standing is None or standing["rows"] != record["rows"]:
-            return False
-        try:
-            text = json.dumps({**record, "result": standing}, indent=1) + "\n"
-            self._folder.write(self._record, text.encode())
-            self.ledger.storage.delete(UPLOAD)
-        except OSError as error:
-            raise SinkError(
-                f"the result is in {self.uri}, but its record cannot be put in "
-                f"{self._folder.uri(self._record)}: {error}; run the same command again"
-            ) from error
-        return True
+        return self._noted(UPLOAD) is not None and self._ask(self._settle)
 
     def write_part(self, worker: int, n_workers: int, commits: Sequence[Commit]) -> None:
         """Do nothing: a table has no parts; see Target."""
@@ -179,13 +164,35 @@ class MaxComputeTarget:
         if self.is_begun():
             log.warning("%s cannot be removed wholly; delete it", self.ledger.uri)
 
-    def _publish(self, table: OutputTable, merge: Merge, record: dict[str, Any]) -> None:
-        standing = table.standing()
-        if standing and standing["rows"] and not self._is_noted(standing):
-            raise SinkError(self._in_the_way(standing, "empty it, and run the same command again"))
-        table.upload(
-            merge, lambda session: self._note(UPLOAD, {"session": session, "record": record})
-        )
+    def _finished(self, table: OutputTable) -> dict[str, Any] | None:
+        standing, note = table.standing(), self._noted(UPLOAD)
+        if standing is None or self._is_noted(standing):
+            return None
+        if note is not None and table.is_committed(note["session"]):
+            return None
+        if (record := self._record_of(standing)) is not None:
+            return record
+        if standing["rows"] == 0:
+            return None
+        raise SinkError(self._in_the_way(standing, "replace its rows with --fresh"))
+
+    def _settle(self, table: OutputTable) -> bool:
+        note = self._noted(UPLOAD)
+        if note is None or not table.is_committed(note["session"]):
+            return False
+        record, standing = note["record"], table.standing()
+        if standing is None or standing["rows"] != record["rows"]:
+            return False
+        try:
+            text = json.dumps({**record, "result": standing}, indent=1) + "\n"
+            self._folder.write(self._record, text.encode())
+            self.ledger.storage.delete(UPLOAD)
+        except OSError as error:
+            raise SinkError(
+                f"the result is in {self.uri}, but its record cannot be put in "
+                f"{self._folder.uri(self._record)}: {error}; run the same command again"
+            ) from error
+        return True
 
     def _ask(self, question: Callable[[OutputTable], Answer]) -> Answer:
         """Ask in a process of its own."""
@@ -194,11 +201,6 @@ class MaxComputeTarget:
     def _standing(self) -> dict[str, Any] | None:
         """Return what tells the rows that stand here from others; None without table."""
         return self._ask(lambda table: table.standing())
-
-    def _is_published(self) -> bool:
-        """Return whether the upload that was noted has been committed."""
-        note = self._noted(UPLOAD)
-        return note is not None and self._ask(lambda table: table.is_committed(note["session"]))
 
     def _is_noted(self, standing: dict[str, Any] | None) -> bool:
         return standing is not None and standing == self._noted(REPLACES)
