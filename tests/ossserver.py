@@ -38,21 +38,25 @@ crc64 = crcmod.mkCrcFun(0x142F0E1EBA9EA3693, initCrc=0, xorOut=0xFFFFFFFFFFFFFFF
 
 Fault = str | int
 """A status; `flip`, `cut`, which change the body of an answer whose announced length and CRC stay;
-`reset`, before anything is done; `lose`, when it is done: the answer does not come."""
+`reset`, before anything is done; `lose`, when it is done: the answer does not come; `tear`: it is
+reset in its midst; `stall`: nothing more comes in its midst."""
 FAULTS: dict[Fault, Callable[[bytes], bytes]] = {
     "flip": lambda body: bytes([body[0] ^ 1]) + body[1:] if body else body,
     "cut": lambda body: body[: len(body) // 2],
 }
-TROUBLES: tuple[Fault, ...] = (500, 503, "reset", "lose", "flip", "cut")
+TROUBLES: tuple[Fault, ...] = (500, 503, "reset", "lose", "flip", "cut", "tear")
 CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
 
 
 class OssError(Exception):
     """An answer that is an error: its status and code."""
 
-    def __init__(self, status: int, code: str, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, code: str, headers: Mapping[str, str] | None = None, details: str = ""
+    ) -> None:
         super().__init__(code)
         self.status, self.code, self.headers = status, code, dict(headers or {})
+        self.details = details
 
 
 class Gone(Exception):
@@ -104,6 +108,9 @@ class OssServer(ThreadingHTTPServer):
         self.about: dict[tuple[str, str], About] = {}
         self.uploads: dict[str, Upload] = {}
         self.denied: set[str] = set()  # keys, whatever is asked of them
+        self.moved: dict[str, str] = {}  # keys, and where a rule of the bucket redirects to
+        self.elsewhere: dict[str, str] = {}  # buckets of other regions, and the hosts they have
+        self.is_closed = threading.Event()
         self.faults: dict[str, list[Fault]] = {}
         self.trouble: tuple[random.Random, float] | None = None
         self.hook: Callable[[str], object] = lambda moment: None
@@ -193,7 +200,7 @@ class Handler(BaseHTTPRequestHandler):
     def _fail(self, error: OssError) -> None:
         body = (
             f"<?xml version='1.0' encoding='UTF-8'?><Error><Code>{error.code}</Code><Message>"
-            "no</Message><RequestId>0</RequestId><HostId>127.0.0.1</HostId></Error>"
+            f"no</Message><RequestId>0</RequestId><HostId>127.0.0.1</HostId>{error.details}</Error>"
         ).encode()
         headers = {"Content-Type": "application/xml", **error.headers}
         if self.command == "HEAD":
@@ -211,6 +218,10 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
+            if self.fault in ("tear", "stall"):
+                self.wfile.write(body[: len(body) // 2])
+                self.server.is_closed.wait(0 if self.fault == "tear" else None)
+                raise Gone
             self.wfile.write(sent)
             self.close_connection |= len(sent) < len(body)
 
@@ -238,8 +249,12 @@ class Handler(BaseHTTPRequestHandler):
             raise OssError(403, "SignatureDoesNotMatch")
         if self.bucket not in self.server.objects:
             raise OssError(404, "NoSuchBucket")
+        if host := self.server.elsewhere.get(self.bucket):
+            raise OssError(403, "AccessDenied", details=f"<Endpoint>{host}</Endpoint>")
         if self.key in self.server.denied:
             raise OssError(403, "AccessDenied")
+        if self.key in self.server.moved:
+            raise OssError(302, "", {"Location": self.server.moved[self.key]})
         digest = self.headers.get("Content-MD5")
         if digest and base64.b64decode(digest) != hashlib.md5(self.body).digest():
             raise OssError(400, "InvalidDigest")
@@ -505,5 +520,6 @@ def serving_oss() -> Iterator[OssServer]:
         try:
             yield server
         finally:
+            server.is_closed.set()
             server.shutdown()
             thread.join()

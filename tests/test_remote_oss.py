@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import oss2
 import pytest
+from httpserver import Answer, serving
 from jobfolder import JobFolder
 from ossserver import KEY_ID, KEY_SECRET, REGION, TOKEN, OssServer, serving_oss
 from test_remote_http import LIMIT, job_of, self_signed
@@ -95,6 +97,9 @@ def test_what_may_pass_is_tried_again(server: OssServer, remote: Callable[..., O
     faults: dict[str | int, str] = {
         "flip": "the object has come with another CRC64 than it has",
         "cut": "the body ended before its announced length",
+        "reset": "the connection broke off",
+        "lose": "the connection broke off",
+        "tear": "the connection broke off",
         500: "500 InternalError",
         503: "503 SlowDown",
     }
@@ -109,13 +114,56 @@ def test_what_may_pass_is_tried_again(server: OssServer, remote: Callable[..., O
 def test_what_cannot_pass_is_asked_for_once(
     server: OssServer, remote: Callable[..., OssRemote]
 ) -> None:
-    server.objects["bkt"]["huge"] = bytes(LIMIT + 1)
+    server.objects["bkt"].update(huge=bytes(LIMIT + 1), secret=BODY)
+    server.denied.add("secret")
     client = remote()
 
     assert failure_of(client, "oss://bkt/none") == "404 NoSuchKey"
     assert failure_of(client, "oss://other/none2") == "404 NoSuchBucket"
     assert failure_of(client, "oss://bkt/huge") == "1048577 bytes exceed max_row_bytes, 1048576"
-    assert server.requests == {"none": 1, "none2": 1, "huge": 1}
+    assert failure_of(client, "oss://bkt/secret") == "403 AccessDenied"
+    assert server.requests == {"none": 1, "none2": 1, "huge": 1, "secret": 1}
+
+
+def test_a_bucket_redirects_nobody_and_takes_no_token(
+    server: OssServer, remote: Callable[..., OssRemote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSS_SESSION_TOKEN", TOKEN)
+    server.token = TOKEN
+    with serving() as other:
+        server.moved["x"] = other.put("/x", BODY)
+
+        assert failure_of(remote(), "oss://bkt/x") == "302 a redirect, which is not followed"
+        assert other.n_connections == 0
+
+
+def test_a_silent_oss_ends_by_the_read_timeout(
+    server: OssServer, remote: Callable[..., OssRemote]
+) -> None:
+    server.fail("x", "stall")
+
+    message = failure_of(remote(read_timeout_seconds=0.2, download_retries=0), "oss://bkt/x")
+
+    assert message == "nothing came for 0.2 seconds"
+
+
+def test_an_endpoint_that_is_not_the_bucket_s_is_told(
+    server: OssServer, remote: Callable[..., OssRemote]
+) -> None:
+    def told(endpoint: str) -> str:
+        return failure_of(remote(ossHost=endpoint, download_retries=0), "oss://bkt/x")
+
+    with serving() as gone:
+        nobody = gone.url
+    with serving() as web:
+        assert told(web.url) == "404 without a reason"
+        web.put("/bkt/x", Answer(b"<html>Welcome", status=403))
+        assert told(web.url) == "403 without a reason"
+    assert told(nobody) == "127.0.0.1: connection refused"
+    assert re.fullmatch("there is no host .*|.* cannot be looked up now", told("http://a.invalid"))
+    server.elsewhere["bkt"] = "oss-cn-shanghai.aliyuncs.com"
+    message = "403 AccessDenied; the bucket is at oss-cn-shanghai.aliyuncs.com"
+    assert told(server.endpoint) == message
 
 
 @pytest.mark.parametrize(

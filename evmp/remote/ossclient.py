@@ -92,8 +92,8 @@ class OssClient:
         self._timeout = (job.connect_timeout_seconds, job.read_timeout_seconds)
         # The endpoints of a network within the cloud are private, and named by the job or known.
         self._guard = Guard(allow_private=True, connect_seconds=job.connect_timeout_seconds)
-        self._session = oss2.Session(adapter=_Adapter(self._guard, n_connections))
-        self._session.session.trust_env = False  # no proxies, and no other credentials
+        self._session = oss2.Session()
+        self._session.session = _Session(_Adapter(self._guard, n_connections))
         self._credentials = open_provider(job, OSS, ALIBABA_CLOUD)
 
     def bucket(self, place: Place, *, enable_crc: bool = False) -> Any:
@@ -144,8 +144,7 @@ class OssClient:
         except OssError as error:
             if error.code == "InvalidDigest":
                 raise Again("what was sent has come damaged") from None
-            message = f"{error.status} {error.code or 'without a reason'}"
-            raise failure_of(error.status, message, error.headers) from None
+            raise failure_of(error.status, _message_of(error), error.headers) from None
 
     def cut_overdue(self) -> None:
         """Break connections off whose time is over."""
@@ -168,6 +167,30 @@ def region_of(endpoint: str) -> str:
     match = _OWN_HOST.fullmatch(endpoint.partition("://")[2])
     of_host = match["region"] if match and "accelerate" not in match["region"] else ""
     return os.environ.get("OSS_REGION", "") or of_host
+
+
+def _message_of(error: OssError) -> str:
+    if error.status // 100 == 3:
+        return f"{error.status} a redirect, which is not followed"
+    host = error.details.get("Endpoint", "")
+    remedy = f"; the bucket is at {host:.100}" if host else ""
+    return f"{error.status} {error.code or 'without a reason'}{remedy}"
+
+
+class _Session(requests.Session):
+    """Goes where it is sent, and nowhere else.
+
+    A bucket may redirect whoever asks, anywhere, and a session's token would go along.
+    """
+
+    def __init__(self, adapter: requests.adapters.HTTPAdapter) -> None:
+        super().__init__()
+        self.trust_env = False  # no proxies, and no other credentials
+        for prefix in ("http://", "https://"):
+            self.mount(prefix, adapter)
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Say that no response leads elsewhere."""
 
 
 class _Adapter(requests.adapters.HTTPAdapter):
