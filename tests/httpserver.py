@@ -75,8 +75,8 @@ class Answer:
 class HttpServer:
     """The server; `requests` counts by path, `headers` has those of the last request of a path."""
 
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+    def __init__(self, context: ssl.SSLContext | None = None, address: str = "127.0.0.1") -> None:
+        self._listener = socket.create_server((address, 0), backlog=512)
         self._context = context
         self._scripts: dict[str, list[Answer]] = {}
         self._lock = threading.Lock()
@@ -89,7 +89,7 @@ class HttpServer:
         self.n_now = self.n_most = 0  # requests that are being answered
         scheme = "https" if context else "http"
         self.port = self._listener.getsockname()[1]
-        self.url = f"{scheme}://127.0.0.1:{self.port}"
+        self.url = f"{scheme}://{address}:{self.port}"
         self._threads = [threading.Thread(target=self._accept, daemon=True)]
         self._threads[0].start()
 
@@ -180,9 +180,11 @@ class HttpServer:
 
 
 @contextmanager
-def serving(context: ssl.SSLContext | None = None) -> Iterator[HttpServer]:
+def serving(
+    context: ssl.SSLContext | None = None, address: str = "127.0.0.1"
+) -> Iterator[HttpServer]:
     """Run a server for a while."""
-    server = HttpServer(context)
+    server = HttpServer(context, address)
     try:
         yield server
     finally:

@@ -8,7 +8,10 @@ import gzip
 import ipaddress
 import itertools
 import os
+import re
 import ssl
+import subprocess
+import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -263,6 +266,22 @@ def test_a_private_address_is_reached_only_if_allowed(
     assert server.n_connections == 0
 
 
+def test_a_redirect_from_the_internet_leads_to_no_private_address() -> None:
+    # Within a network of its own, this machine may have an address of the internet's.
+    here = Path(__file__).parent
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--net", sys.executable, here / "redirected.py"],
+        env={**os.environ, "PYTHONPATH": f"{here}:{here.parent}"},
+        capture_output=True,
+        text=True,
+    )
+    if done.stderr.startswith("unshare:"):
+        pytest.skip(f"there may be no network of its own here: {done.stderr}")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("an address that is not public; allow_private_hosts") == 4
+
+
 def test_an_address_within_a_network_is_not_public() -> None:
     for address in (
         *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"),
@@ -283,6 +302,8 @@ def test_a_host_that_is_not_there_is_told(remote: Callable[..., HttpRemote]) -> 
     message = failure_of(remote(download_retries=1), url)
 
     assert message == "127.0.0.1: connection refused; tried 2 times"
+    nowhere = failure_of(remote(download_retries=0), "http://no-such-host.invalid/")
+    assert re.fullmatch("there is no host .*|.* cannot be looked up now", nowhere)
     long = "x" * 64
     assert failure_of(remote(), f"http://{long}/") == f"{long} is no name of a host"
 
