@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import os
 import random
 import socket
 import struct
@@ -195,6 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         except Gone:
             linger = struct.pack("ii", 1, 0)
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            os.close(self.connection.detach())  # at once: nobody else may shut it down politely
             self.close_connection = True
 
     def _fail(self, error: OssError) -> None:
