@@ -163,6 +163,7 @@ class Handler(BaseHTTPRequestHandler):
 
     server: OssServer
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *arguments: object) -> None:
         """Keep quiet."""

@@ -25,6 +25,7 @@ from evmp.run import Plan, Run
 from evmp.sink import Record, open_sink
 from evmp.source import SourceInfo
 from evmp.stage import error_result
+from evmp.target import Target
 from evmp.target.local import LocalTarget
 
 KEYS = (table_field("id", pa.string()),)
@@ -136,19 +137,7 @@ class Place:
 
     def run(self) -> Callable[[], object]:
         """Return what runs the job, which finds every row committed."""
-        package: Any = SimpleNamespace(
-            input=SimpleNamespace(height=32, width=32), files=[Path(os.devnull)]
-        )
-        plan = Plan(
-            job=self.job,
-            package=package,
-            layout=plan_layout(self.job, package),
-            source=SourceInfo(N_ROWS, FINGERPRINT["input"], KEYS),
-            target=self.target,
-            block_rows=16,
-            fingerprint=FINGERPRINT,
-        )
-        return Run(plan, Quiet(), retry=self.kind == "retry").run
+        return run_of(self.job, self.target, is_retry=self.kind == "retry")
 
     def result(self) -> Files:
         """Return the files of the result by name, none where it is not there."""
@@ -168,6 +157,23 @@ class Place:
         record = self.target.finished()
         assert record is not None
         return record
+
+
+def run_of(job: Job, target: Target, *, is_retry: bool) -> Callable[[], object]:
+    """Return what runs a job, all of whose rows are committed."""
+    package: Any = SimpleNamespace(
+        input=SimpleNamespace(height=32, width=32), files=[Path(os.devnull)]
+    )
+    plan = Plan(
+        job=job,
+        package=package,
+        layout=plan_layout(job, package),
+        source=SourceInfo(N_ROWS, FINGERPRINT["input"], KEYS),
+        target=target,
+        block_rows=16,
+        fingerprint=FINGERPRINT,
+    )
+    return Run(plan, Quiet(), retry=is_retry).run
 
 
 def stage_block(

@@ -93,6 +93,9 @@ class Storage(Protocol):
     def clear(self, folder: str) -> None:
         """Delete the objects whose name begins with `folder/`."""
 
+    def close(self) -> None:
+        """Close the connections of this process; the next call opens others."""
+
     def now(self) -> float:
         """Return the time by the clock that `Status.modified` is of, in seconds since 1970."""
 

@@ -107,6 +107,9 @@ class LocalStorage:
         with suppress(FileNotFoundError):
             shutil.rmtree(self._root / folder)
 
+    def close(self) -> None:
+        """Do nothing; see Storage."""
+
     def now(self) -> float:
         """Ask the file system, whose clock may be another machine's; see Storage."""
         with self._draft([]) as draft:

@@ -177,6 +177,11 @@ class OssStorage:
         for name, upload in self.uploads(f"{folder}/"):
             self.abort(name, upload)
 
+    def close(self) -> None:
+        """Close the session; see Storage."""
+        if self._client is not None and self._pid == os.getpid():
+            self._client.close()
+
     def now(self) -> float:
         """Ask for an object, and look at the date of the answer; see Storage."""
 
@@ -326,11 +331,6 @@ class OssStorage:
                 return persist(once, deadline, MAX_RETRIES)
         except DownloadError as error:
             raise OSError(errno.EIO, str(error), self.uri(name)) from None
-
-    def close(self) -> None:
-        """Close this process's connections; the next request opens others."""
-        if self._client is not None:
-            self._client.close()
 
     def _own_client(self) -> OssClient:
         """Return this process's client: connections must not be shared with a parent."""

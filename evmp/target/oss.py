@@ -143,6 +143,12 @@ class OssTarget:
     def retreat(self) -> None:
         """Remove the staging place; see Target."""
         self.ledger.remove()
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections of this process."""
+        self._folder.close()
+        self.ledger.storage.close()
 
     def publish(self, merge: Merge, record: dict[str, Any]) -> None:
         """Send the result in parts, or have OSS join the blocks; see Target."""
@@ -200,6 +206,7 @@ class OssTarget:
         self.ledger.remove()
         if self.is_begun():
             log.warning("%s cannot be removed wholly; delete it", self.ledger.uri)
+        self.close()
 
     def _add(self, upload: Upload, merge: Merge) -> None:
         """Add the bytes of the result, or the objects that it is made of."""

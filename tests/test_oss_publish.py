@@ -1,0 +1,439 @@
+"""The ledger and the result on OSS: what dies between any two requests is brought to its end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from forked import fork, wait
+from ossserver import KEY_ID, KEY_SECRET, About, Gone, OssServer, serving_oss
+from unpublished import (
+    BLOCKS,
+    FAILED,
+    FINGERPRINT,
+    KEYS,
+    MENDED,
+    N_ROWS,
+    RECORD,
+    SETTINGS,
+    run_of,
+    stage_block,
+    staged,
+)
+
+from evmp.errors import ConfigError, SinkError
+from evmp.job import Job
+from evmp.ledger import Block, Ledger
+from evmp.publish import publish
+from evmp.target import open_target
+from evmp.target.oss import OssTarget
+
+RESULT = "deep/图 +%.jsonl"
+OLD = b"an older result"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[OssServer]:
+    """An OSS with two buckets, whose credentials are in the environment; files go to `tmp_path`."""
+    monkeypatch.setenv("OSS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", KEY_SECRET)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with serving_oss() as server:
+        server.objects = {"out": {}, "work": {}}
+        yield server
+
+
+@dataclass
+class Place:
+    """Where the result of a job goes."""
+
+    server: OssServer
+    keys: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        self.opened: list[OssTarget] = []
+
+    @property
+    def job(self) -> Job:
+        usual = {"ossHost": self.server.endpoint, "output_oss_file": f"oss://out/{RESULT}"}
+        return Job(**{**SETTINGS, **usual, **self.keys})
+
+    @property
+    def target(self) -> OssTarget:
+        """A new one each time, as each run has its own."""
+        target = open_target(self.job, KEYS)
+        assert isinstance(target, OssTarget)
+        self.opened.append(target)
+        return target
+
+    def close(self) -> None:
+        for target in self.opened:
+            target.close()
+
+    def fill(self, kind: str) -> None:
+        """Have all rows committed; see `unpublished.Place`."""
+        target = self.target
+        target.prepare()
+        if kind == "fresh":
+            self.server.objects["out"][RESULT] = OLD
+            target.start_over()
+        target.ledger.open(FINGERPRINT)
+        for block in BLOCKS:
+            stage_block(self.job, target.ledger, block, range(block.start, block.stop))
+        if kind == "retry":
+            publish(self.job, KEYS, N_ROWS, target, RECORD)
+            target.clean_up()
+            self.retry()
+
+    def retry(self) -> None:
+        """Have the failed rows committed again, without failures."""
+        target = self.target
+        target.prepare()
+        target.start_over()
+        standing = target.standing()
+        assert standing is not None
+        target.ledger.open({**FINGERPRINT, "retry": standing["result"]})
+        stage_block(self.job, target.ledger, Block(0, len(FAILED)), FAILED, is_mended=True)
+
+    def publish(self, kind: str) -> None:
+        failed, record = (FAILED, MENDED) if kind == "retry" else (None, RECORD)
+        target = self.target
+        target.ledger.prepare()
+        publish(self.job, KEYS, N_ROWS, target, record, failed)
+
+    def go_on(self, kind: str) -> None:
+        """Do what a run does that finds every row committed."""
+        target = self.target
+        target.prepare()
+        with target.ledger.lock():
+            target.restore()
+            if not target.settle() and not target.finished():
+                target.ledger.sweep()
+                self.publish(kind)
+        target.remove_parts()
+        target.clean_up()
+
+    def result(self) -> bytes | None:
+        return self.server.objects["out"].get(RESULT)
+
+
+@pytest.fixture
+def place(server: OssServer) -> Iterator[Place]:
+    """Where a result goes, with the staging place beside it."""
+    place = Place(server, {})
+    yield place
+    place.close()
+
+
+@pytest.fixture(params=["sent at once", "joined there"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How a small result of small blocks comes together."""
+    if request.param == "joined there":
+        monkeypatch.setattr("evmp.storage.upload.MIN_PART_BYTES", 100)
+        monkeypatch.setattr("ossserver.MIN_PART_BYTES", 100)
+    way: str = request.param
+    return way
+
+
+def snapshot(server: OssServer) -> tuple[dict[str, dict[str, bytes]], dict[Any, About]]:
+    return {name: dict(it) for name, it in server.objects.items()}, dict(server.about)
+
+
+def deaths(server: OssServer, start: Callable[[], object], stride: int) -> Iterator[int]:
+    """Do some work again and again, in a child that dies `stride` requests later each time.
+
+    It dies before a request has an effect, or when it has, and the answer has not come. Only
+    requests count that change something.
+
+    Yields: how many there were, after each death, and after the work that was done to its end.
+    """
+    before = snapshot(server)
+    for n_moments in count(0, stride):
+        server.objects, server.about = {n: dict(it) for n, it in before[0].items()}, dict(before[1])
+        server.uploads = {}
+        left, victims = [n_moments], list[int]()
+
+        def kill(moment: str, left: list[int] = left, victims: list[int] = victims) -> None:
+            if left[0] == 0:
+                while not victims:
+                    time.sleep(0.001)
+                os.kill(victims[0], signal.SIGKILL)
+                if moment == "before":
+                    left[0] = -1
+                    raise Gone
+            left[0] -= 1
+            if left[0] < 0:
+                raise Gone  # what its threads have asked for meanwhile
+
+        server.hook = kill
+        victims.append(fork(start))
+        code = wait(victims[0])
+        server.hook = lambda moment: None
+        assert code in (0, -signal.SIGKILL)
+        yield n_moments
+        if code == 0:
+            return
+
+
+every_kind = pytest.mark.parametrize("kind", ["new", "fresh", "retry"])
+
+
+@every_kind
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
+def test_publish_that_dies_is_done_again(
+    server: OssServer, place: Place, kind: str, stride: int, way: str
+) -> None:
+    place.fill(kind)
+    old = place.result()
+    found: set[bytes | None] = set()
+    for _ in deaths(server, lambda: place.publish(kind), stride):
+        found.add(place.result())
+
+        place.go_on(kind)
+
+        found.add(new := place.result())
+        assert new is not None and new.count(b"\n") == N_ROWS
+        assert new.count(b"error_stage") == (0 if kind == "retry" else len(FAILED))
+        assert sorted(server.objects["out"]) == [RESULT, f"{RESULT}.evmp.json"]
+        assert not any(upload.parts for upload in server.uploads.values())
+        record = place.target.finished()
+        assert record is not None and record["rows"] == N_ROWS
+    assert found == {old, new}
+    assert kind == "retry" or (server.calls["copy_part"] > 0) == (way == "joined there")
+
+
+@every_kind
+@pytest.mark.parametrize("stride", [23, pytest.param(1, marks=pytest.mark.slow)])
+def test_job_that_dies_at_its_end_is_brought_there(
+    server: OssServer, place: Place, kind: str, stride: int
+) -> None:
+    def run() -> None:
+        run_of(place.job, place.target, is_retry=kind == "retry")()
+
+    place.fill(kind)
+    old = place.result()
+    for _ in deaths(server, run, stride):
+        assert place.result() in (old, None) or place.target.standing() or place.target.is_begun()
+
+        assert wait(fork(run)) == 0
+
+        new = place.result()
+        assert new is not None and new.count(b"\n") == N_ROWS
+        assert sorted(server.objects["out"]) == [RESULT, f"{RESULT}.evmp.json"]
+        record = place.target.finished()
+        assert record is not None and record["failed"] == new.count(b"error_stage")
+
+
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_start_over_that_dies_keeps_the_result_and_can_be_done_again(
+    server: OssServer, place: Place, stride: int
+) -> None:
+    place.fill("new")
+    place.publish("new")
+    old = place.result()
+
+    def start_over() -> None:
+        target = place.target
+        target.ledger.prepare()
+        target.start_over()
+
+    for _ in deaths(server, start_over, stride):
+        assert place.result() == old
+
+        place.fill("fresh")
+        place.go_on("fresh")
+
+        assert place.result() == old
+
+
+def test_commit_that_dies_is_done_by_who_takes_over(server: OssServer, place: Place) -> None:
+    target = place.target
+    target.prepare()
+    target.ledger.open(FINGERPRINT)
+    stage = target.ledger.stage("run", 0)
+
+    def commit() -> bool:
+        stage.write_bytes(b"rows")
+        return not place.target.ledger.commit(stage, Block(0, 4), 0, {})
+
+    for _ in deaths(server, commit, 1):
+        ledger = place.target.ledger
+        if ledger.stop_of(0) is None:
+            assert stage.read_bytes() == b"rows"
+            assert ledger.commit(stage, Block(0, 4), 0, {})
+        ledger.sweep()
+
+        (found,) = ledger.commits()
+        assert staged(ledger, found) == b"rows"
+        assert ledger.storage.names("data") == [f"data/{found.data}"]
+
+
+# --- the ledger -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def ledger(place: Place) -> Ledger:
+    target = place.target
+    target.prepare()
+    target.ledger.open(FINGERPRINT)
+    return target.ledger
+
+
+def commit(ledger: Ledger, start: int, stop: int, data: bytes = b"rows", run: str = "run") -> bool:
+    file = ledger.stage(run, start)
+    file.write_bytes(data)
+    return ledger.commit(file, Block(start, stop), 0, {})
+
+
+def test_only_one_of_many_processes_commits_a_block(server: OssServer, ledger: Ledger) -> None:
+    server.trouble = Random(3), 0.1
+    children = [
+        fork(lambda number=number: commit(ledger, 0, 4, b"%d" % number, run=str(number)))
+        for number in range(6)
+    ]
+
+    codes = [wait(pid) for pid in children]
+
+    assert sorted(codes) == [0] * 5 + [1]
+    (found,) = ledger.commits()
+    assert staged(ledger, found) == b"%d" % codes.index(1)
+    assert ledger.storage.names("data") == [f"data/{found.data}"]
+
+
+def test_ledger_says_what_is_wrong_and_where(server: OssServer, ledger: Ledger) -> None:
+    commit(ledger, 0, 4)
+    (found,) = ledger.commits()
+    objects, folder = server.objects["out"], f"{RESULT}.evmp"
+    data = objects.pop(f"{folder}/data/{found.data}")
+
+    with pytest.raises(SinkError, match=r"of rows 0 to 4 is missing; delete oss://out/deep/"):
+        staged(ledger, found)
+    objects[f"{folder}/data/{found.data}"] = data.upper()
+    with pytest.raises(SinkError, match=r"has changed since its commit: 4 bytes.* delete oss://"):
+        staged(ledger, found)
+    objects[f"{folder}/blocks/000000000000.json"] = b"{"
+    with pytest.raises(SinkError, match=r"oss://.*/000000000000\.json is damaged.*delete it"):
+        ledger.commits()
+    server.denied.add(f"{folder}/blocks/000000000000.json")
+    with pytest.raises(SinkError, match="403 AccessDenied"):
+        ledger.commits()
+
+
+def test_names_of_files_belong_to_the_first_row_that_asks(ledger: Ledger) -> None:
+    assert ledger.owner_of("a/图.jpg") is None
+    assert ledger.reserve("a/图.jpg", 7) == 7
+    assert ledger.reserve("a/图.jpg", 8) == 7
+    assert ledger.owner_of("a/图.jpg") == 7
+
+
+# --- the result -----------------------------------------------------------------------------------
+
+
+def test_result_is_finished_until_somebody_changes_it(server: OssServer, place: Place) -> None:
+    place.fill("new")
+    place.go_on("new")
+    record = place.target.finished()
+    assert record is not None and record["rows"] == N_ROWS
+
+    server.objects["out"][RESULT] += b"by hand"
+
+    with pytest.raises(SinkError, match="was not made by a run of this job"):
+        place.target.finished()
+    del server.objects["out"][RESULT]
+    assert place.target.finished() is None
+
+
+def test_object_that_appeared_meanwhile_is_not_overwritten(
+    server: OssServer, place: Place, way: str
+) -> None:
+    place.fill("new")
+    server.objects["out"][RESULT] = b"somebody's"
+
+    with pytest.raises(SinkError, match="move it away and run the same command again"):
+        place.publish("new")
+
+    assert place.result() == b"somebody's"
+    assert server.uploads == {}
+    assert place.target.ledger.storage.names("", "record-") == []
+
+
+def test_fresh_does_not_replace_what_came_later(server: OssServer, place: Place) -> None:
+    place.fill("fresh")
+    server.objects["out"][RESULT] = b"somebody's"
+
+    with pytest.raises(SinkError, match="move it away"):
+        place.publish("fresh")
+
+    assert place.result() == b"somebody's"
+
+
+def test_one_of_two_publishers_at_once_puts_its_result_and_record_in_place(
+    server: OssServer, place: Place, way: str
+) -> None:
+    place.fill("new")
+
+    def work() -> int:
+        try:
+            place.publish("new")
+        except SinkError as error:
+            return error.exit_code
+        return 0
+
+    codes = [wait(pid) for pid in [fork(work), fork(work)]]
+
+    assert sorted(codes) == [0, SinkError.exit_code]
+    assert place.target.finished() is not None
+    assert server.uploads == {}
+
+
+@pytest.mark.parametrize("staging", ["oss://work/deep", "local"])
+def test_staging_place_may_lie_elsewhere(
+    server: OssServer, tmp_path: Path, staging: str, way: str
+) -> None:
+    uri = str(tmp_path / "staging") if staging == "local" else staging
+    place = Place(server, {"staging": uri})
+    place.fill("new")
+    assert server.objects["out"] == {}
+
+    place.publish("new")
+    place.target.clean_up()
+
+    assert sorted(server.objects["out"]) == [RESULT, f"{RESULT}.evmp.json"]
+    assert server.objects["work"] == {}
+    result = place.result()
+    assert result is not None and result.count(b"\n") == N_ROWS
+    place.close()
+
+
+def test_what_cannot_be_written_is_told_at_start(server: OssServer, place: Place) -> None:
+    server.denied.add(RESULT)
+    with pytest.raises(SinkError, match="cannot be written: 403 AccessDenied: oss://out/deep/"):
+        place.target.prepare()
+    none = Place(server, {"output_oss_file": "oss://none/x.jsonl"})
+    with pytest.raises(SinkError, match="404 NoSuchBucket"):
+        none.target.check_writable()
+    none.close()
+
+
+@pytest.mark.parametrize(
+    ("key", "other"),
+    [
+        ("input_oss_file", f"oss://out/{RESULT}"),
+        ("model_path", "oss://out/deep/"),
+        ("model_path", "oss://out/deep"),
+    ],
+)
+def test_output_must_be_apart_from_what_the_job_reads(place: Place, key: str, other: str) -> None:
+    job = place.job.model_copy(update={key: other})
+
+    with pytest.raises(ConfigError, match=f"is not apart from {key}"):
+        open_target(job, KEYS)
