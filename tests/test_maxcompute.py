@@ -22,7 +22,7 @@ from maxcompute.server import MaxCompute
 from evmp.errors import ConfigError, CredentialsError, SourceError
 from evmp.job import Job
 from evmp.key import arrow_field, key_values
-from evmp.source import Kind, Row, Source, open_source
+from evmp.source import Kind, Row, Source, maxcompute, open_source
 
 N_ROWS = 300
 TYPES = {"id": "bigint", "image": "string", "name": "string"}
@@ -313,6 +313,17 @@ def test_empty_table_has_no_rows(service: MaxCompute) -> None:
     add_photos(service, 0)
 
     assert read(source_of()) == []
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:1", "no-such-host.invalid"])
+def test_endpoint_where_nobody_is_is_told(
+    service: MaxCompute, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setattr(maxcompute, "START_SECONDS", 0.3)
+    add_photos(service)
+
+    with pytest.raises(SourceError, match=f"photos cannot be looked at: .*{host.split(':')[0]}"):
+        source_of(odps_endpoint=f"http://{host}/api").describe()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from jobfolder import JobFolder
 from maxcompute.fault import Fault, Harm
 from maxcompute.server import MaxCompute
 from maxcompute.store import Table
+from ossserver import KEY_ID, KEY_SECRET, serving_oss
 from unpublished import BLOCKS, FAILED, FINGERPRINT, KEYS, N_ROWS, RECORD, SETTINGS, stage_block
 
 from evmp.errors import ConfigError, SinkError
@@ -94,6 +95,8 @@ def test_result_becomes_a_table_with_its_record_beside_the_staging(
 ) -> None:
     job = job_of(output_table=uri, lifecycle=30)
     assert open_target(job, KEYS).finished() is None
+    open_target(job, KEYS).check_writable()
+    assert service.tables == {}
     commit_all(job)
     name = "shop.results" + uri.removeprefix(URI).replace("/", ".")
     assert [it.name for it in tmp_path.iterdir()] == [f"{name}.evmp"]
@@ -118,6 +121,20 @@ def test_staging_lies_where_the_job_says(service: MaxCompute, tmp_path: Path) ->
     go_on(job)
 
     assert [it.name for it in (tmp_path / "a" / "b").iterdir()] == ["shop.results.pt=1.evmp.json"]
+
+
+def test_staging_may_lie_on_oss(service: MaxCompute, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OSS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", KEY_SECRET)
+    with serving_oss() as oss:
+        oss.objects = {"work": {}}
+        job = job_of(staging="oss://work/a b", ossHost=oss.endpoint)
+        commit_all(job)
+        go_on(job)
+
+        assert ids(service) == ROWS
+        assert list(oss.objects["work"]) == ["a b/shop.results.pt=1.evmp.json"]
+        assert open_target(job, KEYS).finished() is not None
 
 
 def test_staging_that_is_kept_vouches_for_nothing(service: MaxCompute) -> None:
@@ -220,7 +237,7 @@ class Deaths:
 @pytest.mark.parametrize(
     "stride",
     [
-        pytest.param(7, id="at some steps"),
+        pytest.param(11, id="at some steps"),
         pytest.param(1, id="at every step", marks=pytest.mark.slow),
     ],
 )
@@ -389,9 +406,6 @@ def test_job_goes_from_table_to_table_through_faults_and_a_kill(
             reserved_columns="id,at,tags",
             num_worker=2,
         )
-        checked = job.run("--check", env=service.environment())
-        assert checked.returncode == 0 and PART in checked.stdout, checked.stderr
-        assert "results" not in service.tables
         process = job.start(env=service.environment())
         killed = [False]
 
@@ -417,6 +431,33 @@ def test_job_goes_from_table_to_table_through_faults_and_a_kill(
     assert service.tables["results"].lifecycle == 10
     assert service.faults.left() == 0
     assert sorted(it.name for it in job.path.glob("*evmp*")) == ["shop.results.pt=1.evmp.json"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_dynamic", [False, True])
+def test_commands_that_share_a_job_publish_its_table_once(
+    job: JobFolder, photo_file: Callable[..., bytes], is_dynamic: bool
+) -> None:
+    image = base64.b64encode(photo_file("coffee", size=(60, 40))).decode()
+    with MaxCompute() as service:
+        add_photos(service, image, 200)
+        job.write(
+            input_table="odps://shop/tables/photos/pt=1",
+            output_oss_file=None,
+            output_table=PART,
+            num_worker=2,
+            enableDynamicCluster=is_dynamic,
+            useSparseClusterSchema=is_dynamic,
+        )
+        workers = [job.start("--worker", f"{k}/2", env=service.environment()) for k in range(2)]
+        told = [worker.communicate() for worker in workers]
+        again = job.run("--worker", "1/2", env=service.environment())
+
+    assert [worker.returncode for worker in workers] == [0, 0], told
+    assert "already done: 200 rows, 1 failed" in again.stderr
+    rows = service.tables["results"].partitions["pt=1"].rows
+    assert rows["id"].to_pylist() == list(range(200))
+    assert service.count("upload.commit") == 1
 
 
 @pytest.mark.slow
