@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import sys
+import time
 import traceback
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ Examples:
   evmp --config job.yaml --worker 0/4        do a quarter of it, others being done elsewhere
   evmp --config job.yaml --retry-failed      do the failed rows of a finished job again
   evmp export torchvision:resnet18 model     make a model package; see evmp export --help
+  evmp status --config job.yaml --watch      say how far it is, from anywhere
   evmp sbatch --config job.yaml --nodes 4    print a script for Slurm; see evmp sbatch --help
 
 \b
@@ -73,6 +75,14 @@ Examples:
   evmp sbatch --config job.yaml --nodes 4 --submit -- --time=4:00:00 --partition=gpu
   evmp sbatch --config job.yaml --nodes 4 --kind tasks -DcpuRequired=800
 """
+
+STATUS_EXAMPLES = """
+\b
+Examples:
+  evmp status --config job.yaml            say how far the job is
+  evmp status --config job.yaml --watch    say it again and again, until it is done
+"""
+WATCH_SECONDS = 5.0
 
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 
@@ -155,6 +165,31 @@ def command(
         )
     else:
         _summarise(plan, report)
+
+
+@command.command("status", epilog=STATUS_EXAMPLES, context_settings=HELP_NAMES)
+@click.option("--config", metavar="JOB.YAML", required=True, help="The job file.")
+@click.option("-D", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a key of it.")
+@click.option("--watch", is_flag=True, help="Look again every few seconds, until the job is done.")
+@click.option("--json", "is_json", is_flag=True, help="Print one line of JSON for each look.")
+def status(config: str, overrides: tuple[str, ...], watch: bool, is_json: bool) -> None:
+    """Say how far a job is, wherever it runs.
+
+    Rows done and failed, blocks leased and by whom, the rate, and when it will be done. Everything
+    is read from the staging place, which must be in reach; nothing is changed.
+    """
+    from evmp.job import load_job
+    from evmp.status import Observer
+
+    observer = Observer(load_job(config, overrides))
+    while True:
+        seen = observer.look()
+        click.echo(seen.as_json() if is_json else seen.in_words())
+        if not watch or seen.state == "done":
+            return
+        time.sleep(WATCH_SECONDS)
+        if not is_json:
+            click.echo()
 
 
 @command.command("export", epilog=EXPORT_EXAMPLES, context_settings=HELP_NAMES)

@@ -33,7 +33,7 @@ from evmp.ledger import Ledger
 DIGITS: Final = 12  # of a row's number in a name
 CHUNK_CELLS: Final = 500  # of the grid; a storage lists their leases in one answer
 RENEWALS: Final = 3  # in the time of a lease
-DEAD: Final = 0.8  # of that time without a sign; the rest is for finding out
+DEAD: Final = 0.7  # of that time without a sign; the rest is for finding out
 NEWCOMERS: Final = 0.6  # of that time, after which a worker looks who else is there
 NEARBY: Final = 8  # workers at least, that it lists for that
 MISSES: Final = 3  # blocks that others were faster to take, before a chunk is looked at again
@@ -113,7 +113,7 @@ class Leases:
     def pause_seconds(self) -> float:
         """How long to wait after a claim that has found nothing."""
         pause: float = MIN_PAUSE_SECONDS * 2 ** min(self._n_rests, 20)
-        longest = self._seconds * (1 - DEAD) / 2 * max(1, self._n_workers / CROWD)
+        longest = self._seconds / 10 * max(1, self._n_workers / CROWD)
         return min(pause, longest) * self._chance.uniform(0.5, 1)
 
     def renew(self, **about: Any) -> None:

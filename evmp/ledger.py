@@ -340,7 +340,7 @@ class Ledger:
         commits: list[Commit] = []
         try:
             for name in self.storage.names("blocks"):
-                commit = self._commit_of(name)
+                commit = self.commit_of(name)
                 if commits and commit.start < commits[-1].stop:
                     raise self._damaged(
                         _record(commits[-1].start),
@@ -364,12 +364,17 @@ class Ledger:
             SinkError: when its record is damaged.
         """
         try:
-            return self._commit_of(_record(start)).stop
+            return self.commit_of(_record(start)).stop
         except FileNotFoundError:
             return None
 
-    def _commit_of(self, name: str) -> Commit:
-        """Read a record."""
+    def commit_of(self, name: str) -> Commit:
+        """Read the record of this name.
+
+        Raises:
+            FileNotFoundError: when there is none.
+            SinkError: when it is damaged.
+        """
         try:
             return _parsed(name, self.storage.read(name))
         except (ValueError, TypeError, RecursionError, IsADirectoryError) as error:
@@ -407,7 +412,7 @@ class Ledger:
         # The stage file stays as well: whoever dies before the record leaves the rows in place.
         self.storage.adopt(stage, f"data/{data}")
         record = _record(block.start)
-        is_first = self.storage.create(record, _text(commit)) or self._commit_of(record) == commit
+        is_first = self.storage.create(record, _text(commit)) or self.commit_of(record) == commit
         if not is_first:
             self.storage.delete(f"data/{data}")
         os.unlink(stage)

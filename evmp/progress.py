@@ -246,7 +246,7 @@ def describe(snapshot: Snapshot) -> str:
     parts = [
         f"{snapshot.done}/{snapshot.total} rows ({percent:.1f} %)",
         f"{snapshot.rate:.1f} rows/s",
-        f"ETA {_clock(snapshot.eta_seconds)}",
+        f"ETA {clock(snapshot.eta_seconds)}",
         f"{snapshot.failed} failed",
         "queues " + " ".join(f"{name} {100 * fill:.0f} %" for name, fill in snapshot.fill.items()),
     ]
@@ -267,7 +267,7 @@ def _panel(snapshot: Snapshot) -> Group:
         ProgressBar(total=max(1, snapshot.total), completed=snapshot.done, width=40),
         f"{snapshot.done} of {snapshot.total} rows",
         f"{snapshot.rate:.1f} rows/s",
-        f"ETA {_clock(snapshot.eta_seconds)}",
+        f"ETA {clock(snapshot.eta_seconds)}",
         Text(f"{snapshot.failed} failed", style="red" if snapshot.failed else "dim"),
     )
     flow = Table.grid(padding=(0, 1), pad_edge=False)
@@ -289,7 +289,7 @@ def _bar(fill: float, width: int = 4) -> str:
     return "█" * full + "·" * (width - full)
 
 
-def _clock(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
     if seconds is None:
         return "--:--"
     minutes, rest = divmod(round(seconds), 60)

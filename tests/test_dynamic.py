@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -37,11 +38,13 @@ def staging(job: JobFolder) -> Path:
 
 
 def owners(job: JobFolder) -> dict[str, int]:
-    """Return which command each worker is of that shows itself."""
+    """Return which command each worker is of that holds a block."""
     shown = {}
     for file in (staging(job) / "workers").glob("*"):
         with suppress(FileNotFoundError):  # it has just left
-            shown[file.name] = int(json.loads(file.read_text())["pid"])
+            worker = json.loads(file.read_text())
+            if worker["held"]:
+                shown[file.name] = int(worker["pid"])
     return shown
 
 
@@ -75,10 +78,15 @@ def test_one_command_does_all_by_leases(open_job: JobFolder, whole: Path) -> Non
     assert "already done" in open_job.run("--worker", "3/9").stderr
 
 
-def test_workers_come_and_go_while_the_job_goes_on(open_job: JobFolder, whole: Path) -> None:
+def test_workers_come_and_go_while_the_job_goes_on(
+    open_job: JobFolder, whole: Path, run_evmp: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    status = partial(run_evmp, "status", "--config", "job.yaml", cwd=open_job.path)
+    assert status().stdout == f"{open_job.path}/out.jsonl: not begun\n"
     killed, paused = start(open_job, "0/3"), start(open_job, "1/3")
     signal_all(paused, signal.SIGSTOP)
     kill(killed)
+    seen = json.loads(status("--json").stdout)
     leaving = start(open_job, "2/3")
     leaving.send_signal(signal.SIGTERM)
     _, errors = leaving.communicate(timeout=SECONDS)
@@ -87,6 +95,10 @@ def test_workers_come_and_go_while_the_job_goes_on(open_job: JobFolder, whole: P
     wait_for(joined, lambda: paused.pid not in owners(open_job).values())
     signal_all(paused, signal.SIGCONT)
 
+    assert (seen["state"], seen["total"]) == ("unfinished", N_ROWS)
+    assert seen["rows"] < N_ROWS
+    assert {paused.pid, killed.pid} >= {worker["pid"] for worker in seen["workers"]}
+    assert all(worker["n_blocks"] for worker in seen["workers"])
     assert leaving.returncode == 143, errors
     assert " rows were done here, the others are left to others; run " in errors.splitlines()[-1]
     assert "in other parts than of 2: worker " in refused.stderr
@@ -94,3 +106,5 @@ def test_workers_come_and_go_while_the_job_goes_on(open_job: JobFolder, whole: P
         _, errors = process.communicate(timeout=SECONDS)
         assert process.returncode == 0, errors
     check(open_job, whole)
+    done = f"{open_job.path}/out.jsonl: done\nrows      96 of 96 (100.0 %), 1 failed\n"
+    assert status("--watch").stdout == done
