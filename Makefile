@@ -10,12 +10,16 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # The build runs in .venv itself, so that setuptools is the pinned one, too.
 INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation --editable
 
-.PHONY: demo test soak bench style types venv clean
+.PHONY: demo demo-cloud test soak bench style types venv clean
 
 ## demo: run the main job on real photographs and show some results
 demo: $(VENV)/run out/demo/.built
 	$(BIN)/evmp --config config/demo.yaml
 	@$(BIN)/python config/demo.py tell out/demo/result.jsonl
+
+## demo-cloud: run jobs against small servers of OSS and MaxCompute on this machine
+demo-cloud: $(VENV)/run $(VENV)/test out/demo/.built
+	@PYTHONPATH=tests:config $(BIN)/python -m democloud out/demo
 
 ## test: run the tests, some at once; make test ARGS="--slow -k ring" passes ARGS to pytest
 test: $(VENV)/run $(VENV)/test

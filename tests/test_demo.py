@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,6 +115,26 @@ def test_results_are_told_in_words(tmp_path: Path) -> None:
         "  damaged-no-image.jpg: failed to decode: not an image",
         f"All 3 rows, 1 of them failed, are in {file}",
     ]
+
+
+@pytest.mark.slow
+def test_demo_of_clouds_shows_every_row(table: Path, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    shutil.copytree(table.parent, folder / "data")
+    (folder / "model").symlink_to(tiny_model)
+    paths = f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'config'}"
+
+    done = subprocess.run(
+        [sys.executable, "-m", "democloud", folder],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "All 100 rows are in oss://results/photos.jsonl" in done.stdout
+    assert "All 100 rows are in odps://demo/tables/predictions/day=1" in done.stdout
 
 
 def test_demo_job_classifies_every_row_in_order(
