@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 # The build runs in .venv itself, so that setuptools is the pinned one, too.
 INSTALL := $(PIP) install --constraint constraints.txt --no-build-isolation --editable
 
-.PHONY: demo demo-cloud test soak bench style types venv clean
+.PHONY: demo demo-cloud demo-video test soak bench style types venv clean
 
 ## demo: run the main job on real photographs and show some results
 demo: $(VENV)/run out/demo/.built
@@ -20,6 +20,12 @@ demo: $(VENV)/run out/demo/.built
 ## demo-cloud: run jobs against small servers of OSS and MaxCompute on this machine
 demo-cloud: $(VENV)/run $(VENV)/test out/demo/.built
 	@PYTHONPATH=tests:config $(BIN)/python -m democloud out/demo
+
+## demo-video: classify the frames of real videos, and find their cuts
+demo-video: $(VENV)/video out/demo/.built out/demo_video/.built
+	$(BIN)/evmp --config config/demo_video.yaml
+	$(BIN)/evmp --config config/demo_cuts.yaml
+	@$(BIN)/python config/demo_video.py tell out/demo_video
 
 ## test: run the tests, some at once; make test ARGS="--slow -k ring" passes ARGS to pytest
 test: $(VENV)/run $(VENV)/test
@@ -66,6 +72,10 @@ $(VENV)/run: $(VENV)/created $(SOURCES)
 	$(INSTALL) .
 	@touch $@
 
+$(VENV)/video: pyproject.toml constraints.txt | $(VENV)/run
+	$(INSTALL) '.[video]'
+	@touch $@
+
 $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/run
 	$(INSTALL) '.[test]'
 	@touch $@
@@ -77,6 +87,11 @@ $(VENV)/dev: pyproject.toml constraints.txt | $(VENV)/run
 out/demo/.built: config/demo.py config/demo.txt | $(VENV)/run
 	rm -rf out/demo
 	$(BIN)/python config/demo.py build out/demo
+	@touch $@
+
+out/demo_video/.built: config/demo_video.py config/demo_video.txt | $(VENV)/video
+	rm -rf out/demo_video
+	$(BIN)/python config/demo_video.py build out/demo_video
 	@touch $@
 
 $(BENCH)/installed: bench/requirements.txt $(SOURCES) $(wildcard evmp/*.py evmp/*/*.py)
