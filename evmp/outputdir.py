@@ -17,6 +17,7 @@ import io
 import os
 import pickle
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -30,6 +31,7 @@ from evmp.errors import CustomCodeError, SinkError
 from evmp.image import IMAGE_SUFFIXES
 from evmp.result import to_json
 from evmp.sink import sync
+from evmp.storage import Storage, open_storage
 from evmp.value import scheme
 from evmp.video.part import part_of
 
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 JPEG_QUALITY: Final = 95
 VIDEO_FPS: Final = 25
 MAX_NAME_BYTES: Final = 180  # of the 255 that file systems allow, and digits and an index follow
+N_THREADS: Final = 8  # that send files at once
 DIGITS: Final = (0, 8, 16, 32)  # behind a name that others have
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -57,8 +60,23 @@ class Place(NamedTuple):
     """Which of several results of a row; empty for the only one."""
 
 
+class Draft(NamedTuple):
+    """A file that is to be written.
+
+    Attributes:
+        place: whose it is.
+        key: of the result; the name of the folder.
+        end: of its name.
+    """
+
+    place: Place
+    key: str
+    end: str
+    data: bytes
+
+
 class OutputFiles:
-    """Writes the files of one worker's rows.
+    """Writes the files of one worker's rows, here or on OSS.
 
     Args:
         job: names the folder.
@@ -69,6 +87,10 @@ class OutputFiles:
 
     def __init__(self, job: Job, ledger: Ledger, keys: Sequence[KeyField], results: Ring) -> None:
         self._folder, self._ledger = job.output_dir, ledger
+        self._bucket: Storage | None = None
+        """That has the files, if the folder is one of OSS."""
+        if scheme(self._folder):
+            self._bucket = open_storage(self._folder.rstrip("/"), job, ledger.tmp)
         self._here = Path.cwd()  # users' code may go elsewhere
         names = [key.name for key in keys]
         column = "image" if not job.input_table else job.image_col
@@ -96,44 +118,77 @@ class OutputFiles:
             CustomCodeError: the value is no such thing.
             SinkError: a file cannot be written.
         """
-        one = _image if kind == "image" else _video
-        several = _several_images(value) if kind == "image" else _several_videos(value)
-        path = f'result["{key}"]'
-        suffix = ".jpg" if kind == "image" else ".mp4"
-        if several is None:
-            return self.write(place, key, suffix, one(value, path))
-        return [
-            self.write(place, key, f"_{i}{suffix}", one(it, f"{path}[{i}]"))
-            for i, it in enumerate(several)
-        ]
+        ((saved),) = self.save_all([{key: value}], [place], {key: kind})
+        return saved[key]
+
+    def save_all(
+        self, results: Sequence[dict[str, Any]], places: Sequence[Place], kinds: dict[str, str]
+    ) -> list[dict[str, Any]]:
+        """Write the files of several results, on OSS at once.
+
+        Args:
+            places: whose they are.
+            kinds: of the keys whose values become files, where they are not None; see save.
+
+        Returns: the results with paths in the place of those values.
+
+        Raises:
+            CustomCodeError, SinkError: as save.
+        """
+        saved = [dict(result) for result in results]
+        drafts: list[Draft] = []
+        for result, place in zip(saved, places, strict=True):
+            for key, kind in kinds.items():
+                if result.get(key) is not None:
+                    found, first = _drafts(place, key, kind, result[key]), len(drafts)
+                    drafts += found if isinstance(found, list) else [found]
+                    several = slice(first, len(drafts))
+                    result[key] = several if isinstance(found, list) else first
+        paths = self._write_all(drafts)
+        for result in saved:
+            for key in kinds:
+                if result.get(key) is not None:
+                    result[key] = paths[result[key]]
+        return saved
 
     def save_maps(self, places: Sequence[Place], files: Sequence[bytes]) -> list[bytes]:
         """Write a segmentor's PNG files, and return the results that name them."""
-        paths = [
-            self.write(place, "preds", ".png", data)
-            for place, data in zip(places, files, strict=True)
+        drafts = [
+            Draft(place, "preds", ".png", data) for place, data in zip(places, files, strict=True)
         ]
-        return [to_json({"preds": path}) for path in paths]
+        return [to_json({"preds": path}) for path in self._write_all(drafts)]
 
-    def write(self, place: Place, key: str, end: str, data: bytes) -> str:
-        """Write a file whose name ends with `end`. Returns its path.
+    def _write_all(self, drafts: Sequence[Draft]) -> list[str]:
+        """Write files. Returns their paths.
 
         Raises:
-            SinkError: it cannot be written.
+            SinkError: one cannot be written.
         """
+        if self._bucket is None:
+            return [self._write(draft) for draft in drafts]
+        with ThreadPoolExecutor(N_THREADS) as pool:
+            return list(pool.map(self._write, drafts))
+
+    def _write(self, draft: Draft) -> str:
+        place = draft.place
         try:
-            path = self._reserved(place.n, place.row, key, f"{place.part}{end}")
-            target = self._target(path)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-            sync(target)
-            sync(target.parent)
+            path = self._reserved(place.n, place.row, draft.key, f"{place.part}{draft.end}")
+            if self._bucket is None:
+                self._write_file(self._here / path, draft.data)
+            else:
+                self._bucket.write(self._name(path), draft.data)
         except OSError as error:
             raise SinkError(
                 f"output_dir: cannot write {error.filename or self._folder}: {error.strerror}; "
                 "what was committed is kept: make room or give access, and run the command again"
             ) from error
         return path
+
+    def _write_file(self, target: Path, data: bytes) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(data)
+        sync(target)
+        sync(target.parent)
 
     def _reserved(self, n: int, row: int, key: str, end: str) -> str:
         """Return the path of a file, which is this row's from now on."""
@@ -144,15 +199,25 @@ class OutputFiles:
             tail = f"-{digest[:n_digits]}" if n_digits else ""
             path = os.path.join(self._folder, key, f"{stem}{tail}{end}")
             owner = self._ledger.owner_of(path)
-            is_taken = self._is_retry and not tail and self._target(path).exists()
+            is_taken = self._is_retry and not tail and self._exists(path)
             if owner is None and not is_taken:
                 owner = self._ledger.reserve(path, row)
             if owner == row:
                 return path
         raise FileExistsError(errno.EEXIST, "no name is free", path)
 
-    def _target(self, path: str) -> Path:
-        return self._here / path
+    def _exists(self, path: str) -> bool:
+        if self._bucket is None:
+            return (self._here / path).exists()
+        try:
+            self._bucket.stat(self._name(path))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _name(self, path: str) -> str:
+        """Return the name of an object in the folder."""
+        return path[len(self._folder) :].lstrip("/")
 
     def _input_of(self, n: int) -> tuple[str, str]:
         """Return what the row says of its input, a path, a URL, or a JSON object's text; and what
@@ -166,6 +231,22 @@ class OutputFiles:
         value = keys[self._place]
         text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")
         return text, label
+
+
+def _drafts(place: Place, key: str, kind: str, value: object) -> Draft | list[Draft]:
+    """Return the file of a value of a result, or a list of them.
+
+    Raises:
+        CustomCodeError: it is no image, or no video.
+    """
+    one = _image if kind == "image" else _video
+    several = _several_images(value) if kind == "image" else _several_videos(value)
+    path, suffix = f'result["{key}"]', ".jpg" if kind == "image" else ".mp4"
+    if several is None:
+        return Draft(place, key, suffix, one(value, path))
+    return [
+        Draft(place, key, f"_{i}{suffix}", one(it, f"{path}[{i}]")) for i, it in enumerate(several)
+    ]
 
 
 def check_keys(output_type: dict[str, str]) -> str:

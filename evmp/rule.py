@@ -32,6 +32,7 @@ LOCATIONS = (
 )
 AVAILABLE_SCHEMES = (
     ("input_table", "odps"),
+    ("output_dir", "oss"),
     ("output_oss_file", "oss"),
     ("output_table", "odps"),
     ("staging", "oss"),

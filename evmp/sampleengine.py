@@ -196,16 +196,7 @@ class CustomPredictor:
 
     def predict(self, samples: Sequence[Sample], places: Sequence[Place]) -> list[bytes]:
         found = self._predicting.predict(samples)
-        return [to_json(self._with_files(*pair)) for pair in zip(found, places, strict=True)]
-
-    def _with_files(self, result: Sample, place: Place) -> Sample:
-        """Return the result with paths in the place of images and videos, which are written."""
-        saved = {
-            key: self._files.save(place, key, kind, result[key])
-            for key, kind in self._kinds.items()
-            if result.get(key) is not None
-        }
-        return {**result, **saved}
+        return [to_json(it) for it in self._files.save_all(found, places, self._kinds)]
 
     def close(self) -> None:
         self._predicting.destroy()

@@ -75,7 +75,11 @@ class LocalTarget:
                 raise ConfigError(f"{key}: {path} is not apart from {other}; name another")
         for table in filter(None, (job.input_table, job.output_table)):
             files, root = Path(job.output_dir).resolve(), Path(table).resolve()
-            if job.output_dir and (files == root or root in files.parents):
+            if (
+                job.output_dir
+                and not scheme(job.output_dir)
+                and (files == root or root in files.parents)
+            ):
                 raise ConfigError(
                     f"output_dir: {job.output_dir} lies within the table {table}, which holds "
                     "nothing but its own files; name another"
