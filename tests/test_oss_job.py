@@ -1,13 +1,14 @@
-"""Whole jobs whose output, ledger and files lie on OSS."""
+"""Whole jobs whose output, ledger and files lie on OSS: through faults, and kills, to the byte."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from random import Random
 from typing import Any
 
 import pytest
-from jobfolder import JobFolder
+from jobfolder import JobFolder, kill, wait_for
 from ossserver import KEY_ID, KEY_SECRET, OssServer, serving_oss
 
 
@@ -48,3 +49,69 @@ def test_output_may_be_on_oss(
     again = job.run()
     assert again.returncode == 0
     assert "already done: 60 rows, 2 failed, in oss://out/a b/result.jsonl" in again.stderr
+
+
+DRAW = """
+import numpy as np
+from evmp import PredictorInterface
+
+class Draw(PredictorInterface):
+    def get_output_type(self): return {"thumb": "image", "strips": "image"}
+    def predict(self, input_data, batch_size):
+        return [
+            {"mean": float(it.mean()), "thumb": it[::2, ::2], "strips": [it[:4], it[4:8]]}
+            for it in input_data
+        ]
+"""
+
+
+def test_job_on_oss_comes_to_its_end_through_faults_and_kills(
+    job: JobFolder, server: OssServer, photo_file: Callable[..., bytes]
+) -> None:
+    (job.path / "mine.py").write_text(DRAW)
+    images = {f"in/{n} 图.jpg": photo_file("coffee", size=(40 + n, 30)) for n in range(40)}
+    server.objects["photos"] = images
+    (job.path / "in.txt").write_text("".join(f"oss://photos/{key}\n" for key in [*images, "none"]))
+    keys = {
+        "input_table": None,
+        "reserved_columns": None,
+        "input_oss_file": "in.txt",
+        "model_type": "self_define",
+        "user_predictor_cls": "mine.Draw",
+        "user_resource": "mine.py",
+        "output_oss_file": "oss://out/r.jsonl",
+        "output_dir": "oss://out/files",
+        "staging": "oss://work/jobs",
+        "ossHost": server.endpoint,
+        "block_rows": 4,
+        "batch_size": 4,
+    }
+    job.write(**keys)
+    server.trouble = Random(1), 0.02
+
+    process = job.start()
+    wait_for(process, lambda: len([k for k in server.objects["work"] if "/blocks/" in k]) > 2)
+    assert kill(process) == []
+    done = job.run(timeout=120)
+
+    server.trouble = None
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in server.objects["out"]["r.jsonl"].splitlines()]
+    assert [row["image"] for row in rows] == [f"oss://photos/{key}" for key in [*images, "none"]]
+    assert rows[-1]["prediction_result"]["error_msg"].endswith("404 NoSuchKey")
+    for row, key in zip(rows[:-1], images, strict=True):
+        stem = key.removeprefix("in/").removesuffix(".jpg")
+        strips = [f"oss://out/files/strips/{stem}_{n}.jpg" for n in range(2)]
+        found = row["prediction_result"]
+        assert found["thumb"] == f"oss://out/files/thumb/{stem}.jpg"
+        assert found["strips"] == strips
+    files = [key for key in server.objects["out"] if key.startswith("files/")]
+    assert len(files) == 3 * len(images)
+    assert {key for key in server.objects["out"] if "files" not in key} == {
+        "r.jsonl",
+        "r.jsonl.evmp.json",
+    }
+    assert server.objects["work"] == {}
+    assert not any(upload.parts for upload in server.uploads.values())
+    told = server.objects["out"]["r.jsonl.evmp.json"] + done.stderr.encode()
+    assert KEY_ID.encode() not in told and KEY_SECRET.encode() not in told

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from xml.etree import ElementTree
 
 import oss2
 import requests
@@ -139,6 +140,11 @@ class OssClient:
         except RequestError as error:
             deadline.check()
             raise self._meaning_of(error.exception) from None
+        except requests.RequestException as error:  # in the midst of an answer
+            deadline.check()
+            raise self._meaning_of(error) from None
+        except ElementTree.ParseError:
+            raise Again("the answer has come damaged") from None
         except InconsistentError:
             raise Again("the object has come with another CRC64 than it was sent with") from None
         except OssError as error:
