@@ -92,7 +92,7 @@ def test_predictor_gets_every_member_of_a_line(
             {"image": "none.png"},
             {"scan": "prior.txt", "image": "prior.txt"},
             {"image": ""},
-            {"image": "0.png", "prior": "s3://host/prior.txt"},
+            {"image": "0.png", "prior": "zip://host/prior.txt"},
             "{",
             {"image": 5, "prior": "."},
         ],
@@ -119,7 +119,7 @@ def test_predictor_gets_every_member_of_a_line(
     assert results[5]["error_stage"] == "decode"
     assert results[5]["error_msg"].startswith("image: not an image")
     assert results[6]["error_msg"].startswith("image: the location is empty")
-    assert results[7]["error_msg"].startswith("prior: s3://host/prior.txt: s3:// cannot be")
+    assert results[7]["error_msg"].startswith("prior: zip://host/prior.txt: zip:// cannot be")
     assert results[8]["error_stage"] == "read"
     assert results[9] == {"image": 5, "prior": "."}
 
