@@ -153,15 +153,17 @@ def row_of(
     """Return the figures of a case."""
     wall, cpu = ([n_rows / more for more in of(pairs)] for of in (wall_of, cpu_of))
     costs = [
-        spread([100 * (mine / off - 1) for mine, off in zip(of(pairs), of(baseline), strict=True)])
+        harness.spread(
+            [100 * (mine / off - 1) for mine, off in zip(of(pairs), of(baseline), strict=True)]
+        )
         for of in (wall_of, cpu_of)
     ]
     return {
         "case": case.name,
         "rows a block": case.block_rows,
         "n": len(pairs),
-        "steady, rows/s": spread(wall),
-        "rows/CPU-s": spread(cpu),
+        "steady, rows/s": harness.spread(wall),
+        "rows/CPU-s": harness.spread(cpu),
         "cost, % of the time": costs[0],
         "cost, % of the CPU time": costs[1],
     }
@@ -175,11 +177,6 @@ def wall_of(pairs: Sequence[tuple[Cost, Cost]]) -> list[float]:
 def cpu_of(pairs: Sequence[tuple[Cost, Cost]]) -> list[float]:
     """Return the CPU seconds, likewise."""
     return [long.cpu - short.cpu for short, long in pairs]
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return median, least and greatest."""
-    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 # --- a commit -------------------------------------------------------------------------------------

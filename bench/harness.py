@@ -138,6 +138,11 @@ def write(path: Path | None, bench: str, packages: Sequence[str], **content: Any
         path.write_text(json.dumps({**about, **content}, indent=1))
 
 
+def spread(values: Sequence[float]) -> str:
+    """Return median, least and greatest, in words."""
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
 def measure(contenders: Mapping[str, Work], seconds: float) -> dict[str, list[float]]:
     """Return samples for each contender, in seconds a call.
 

@@ -26,6 +26,7 @@ TITLES = {
     "base64": "Base64",
     "ring": "From process to process",
     "start": "Start",
+    "cloud": "Rows from elsewhere",
     "ledger": "Exactly once: what commits cost",
 }
 WORKS = {
@@ -54,6 +55,7 @@ def document_of(result: dict[str, Any]) -> str:
         "gpu": tables,
         "start": tables,
         "ledger": tables,
+        "cloud": tables,
     }.get(result["bench"], kernels)
     return f"{about}\n{body(result)}"
 

@@ -55,6 +55,11 @@ def table(n_rows: int) -> Path:
     return _made(f"rows-{n_rows}", ".parquet", PHOTOGRAPHS, lambda path: _write_table(n_rows, path))
 
 
+def images() -> Path:
+    """Return a folder with the JPEGs of the tables, each once."""
+    return _made("jpegs", "", PHOTOGRAPHS, _write_images)
+
+
 def network(name: str = "resnet18", precision: str = "fp32") -> Path:
     """Return a model package: a TorchScript network of this size, with random weights."""
     make = partial(_write_network, name, precision)
@@ -113,6 +118,12 @@ def _write_table(n_rows: int, path: Path) -> None:
             ids = [f"{row:06d}" for row in rows]
             cells = list(islice(images, len(rows)))
             writer.write_table(pa.table([ids, cells], schema=schema))
+
+
+def _write_images(folder: Path) -> None:
+    folder.mkdir()
+    for number, data in enumerate(jpegs(UNIQUE, 500, 375, QUALITY)):
+        (folder / f"{number:04d}.jpg").write_bytes(data)
 
 
 def _laps(texts: list[bytes]) -> Iterator[str]:
