@@ -66,6 +66,7 @@ class Commit:
         crc32: of the stage file.
         reasons: why rows failed, as report.Reasons counts them.
         attempt: the run of a worker that did it.
+        job: the digest of the job that it is of.
     """
 
     start: int
@@ -76,6 +77,7 @@ class Commit:
     crc32: int
     reasons: dict[str, list[Any]]
     attempt: str = ""
+    job: str = ""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -109,6 +111,7 @@ class Ledger:
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
         self.root, self.tmp, self._is_apart = root, root / "tmp", storage is not None
         self.storage: Storage = storage or LocalStorage(root, self.tmp)
+        self._job = ""
 
     @property
     def uri(self) -> str:
@@ -162,6 +165,7 @@ class Ledger:
         """
         fingerprint = {"format": FORMAT, **fingerprint}
         text = json.dumps(fingerprint, indent=1, sort_keys=True).encode()
+        self._job = hashlib.sha256(text).hexdigest()[:16]
         try:
             self.prepare()
             found = self._begin(text)
@@ -361,24 +365,33 @@ class Ledger:
         """Return where the committed block that begins at row `start` stops; None without one.
 
         Raises:
-            SinkError: when its record is damaged.
+            SinkError: when its record is damaged, or cannot be read.
         """
         try:
             return self.commit_of(_record(start)).stop
         except FileNotFoundError:
             return None
+        except OSError as error:
+            uri = self.storage.uri(_record(start))
+            raise SinkError(f"{uri} cannot be read: {error.strerror or error}") from error
 
     def commit_of(self, name: str) -> Commit:
         """Read the record of this name.
 
         Raises:
             FileNotFoundError: when there is none.
-            SinkError: when it is damaged.
+            SinkError: when it is damaged, or of another job than the one that has begun here.
         """
         try:
-            return _parsed(name, self.storage.read(name))
+            commit = _parsed(name, self.storage.read(name))
         except (ValueError, TypeError, RecursionError, IsADirectoryError) as error:
             raise self._damaged(name, error) from error
+        if self._job and commit.job not in ("", self._job):
+            raise SinkError(
+                f"ledger record {self.storage.uri(name)} is of another job, which works on this "
+                "output from another machine; end one of them, and delete it"
+            )
+        return commit
 
     def _damaged(self, name: str, why: object) -> SinkError:
         return SinkError(
@@ -408,7 +421,8 @@ class Ledger:
         with open(stage, "rb") as file:
             size, crc32 = _checksum(file.fileno())
         attempt = stage.name.partition(".")[0]
-        commit = Commit(block.start, block.stop, failed, data, size, crc32, reasons, attempt)
+        numbers = (block.start, block.stop, failed)
+        commit = Commit(*numbers, data, size, crc32, reasons, attempt, self._job)
         # The stage file stays as well: whoever dies before the record leaves the rows in place.
         self.storage.adopt(stage, f"data/{data}")
         record = _record(block.start)
@@ -462,10 +476,16 @@ class Ledger:
         return int(self.storage.read(_reservation(name)))
 
     def sweep(self) -> None:
-        """Delete what runs that are over have left unfinished. Only under lock()."""
+        """Delete what runs that are over have left unfinished. Only under lock().
+
+        Locks keep out who works on the same directory. What others may be about to record, who work
+        from other machines, stays until the staging place goes.
+        """
         recorded = {f"data/{commit.data}" for commit in self.commits()}
         for path in self.tmp.iterdir():
             _delete(path)
+        if self._is_apart:
+            return
         for name in self.storage.names("data"):
             if name not in recorded:
                 self.storage.delete(name)

@@ -274,7 +274,6 @@ def test_commit_that_dies_is_done_by_who_takes_over(server: OssServer, place: Pl
 
         (found,) = ledger.commits()
         assert staged(ledger, found) == b"rows"
-        assert ledger.storage.names("data") == [f"data/{found.data}"]
 
 
 # --- the ledger -----------------------------------------------------------------------------------
@@ -326,6 +325,28 @@ def test_ledger_says_what_is_wrong_and_where(server: OssServer, ledger: Ledger) 
     server.denied.add(f"{folder}/blocks/000000000000.json")
     with pytest.raises(SinkError, match="403 AccessDenied"):
         ledger.commits()
+
+
+def test_rows_of_two_jobs_are_never_mixed(ledger: Ledger, place: Place) -> None:
+    other = place.target.ledger  # on another machine, where no lock keeps it out
+    other.open({"input": "another"})  # nothing was committed, so the first makes way
+
+    assert commit(ledger, 0, 4)
+
+    for ask in (other.commits, lambda: other.stop_of(0), lambda: commit(other, 0, 4, run="other")):
+        with pytest.raises(SinkError, match="is of another job, which works on this output from"):
+            ask()
+    assert ledger.stop_of(0) == 4
+
+
+def test_sweep_leaves_what_others_may_be_about_to_record(ledger: Ledger, place: Place) -> None:
+    file = ledger.stage("run", 0)
+    file.write_bytes(b"rows")
+    ledger.storage.adopt(file, f"data/{0:012d}.{'0' * 32}")
+
+    place.target.ledger.sweep()
+
+    assert len(ledger.storage.names("data")) == 1
 
 
 def test_names_of_files_belong_to_the_first_row_that_asks(ledger: Ledger) -> None:
