@@ -102,6 +102,20 @@ class Quiet(WSGIRequestHandler):
         """Keep quiet."""
 
 
+def environment_of(server: S3Server) -> dict[str, str]:
+    """Return the variables by which a client finds the server and has its key, and nothing else."""
+    return {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": server.key_id,
+        "AWS_SECRET_ACCESS_KEY": server.secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_MAX_ATTEMPTS": "1",
+    }
+
+
 @contextmanager
 def serving_s3() -> Iterator[S3Server]:
     """Run an S3 for a while, whose every request is checked."""

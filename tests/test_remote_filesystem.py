@@ -11,7 +11,7 @@ import pytest
 from fsspec.asyn import get_loop
 from httpserver import Answer, HttpServer, serving
 from jobfolder import JobFolder
-from s3server import BUCKET, DENIED, S3Server, serving_s3
+from s3server import BUCKET, DENIED, S3Server, environment_of, serving_s3
 from test_remote_http import LIMIT, job_of
 from test_remote_oss import KEYS
 from test_remote_rows import REMOTE
@@ -35,16 +35,7 @@ def loop() -> None:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """An S3 with an object, whose credentials are in the environment."""
     with serving_s3() as server:
-        for name, value in {
-            "AWS_ENDPOINT_URL": server.url,
-            "AWS_ACCESS_KEY_ID": server.key_id,
-            "AWS_SECRET_ACCESS_KEY": server.secret,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_CONFIG_FILE": "/dev/null",
-            "AWS_SHARED_CREDENTIALS_FILE": "/dev/null",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_MAX_ATTEMPTS": "1",
-        }.items():
+        for name, value in environment_of(server).items():
             monkeypatch.setenv(name, value)
         server.put("x", BODY)
         yield server
