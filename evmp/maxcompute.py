@@ -15,6 +15,7 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
@@ -331,5 +332,6 @@ def _account(job: Job) -> Any:
     if not job.arn and (account := accounts.from_environments()) is not None:
         return account
     provider = open_provider(job, ALIBABA_CLOUD, OSS)
-    provider.get_credentials()
+    with suppress(CredentialsUnavailable):  # which passes, or ends the patience of a request
+        provider.get_credentials()
     return accounts.CredentialProviderAccount(provider)

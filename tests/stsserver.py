@@ -52,8 +52,8 @@ class StsServer(ThreadingHTTPServer):
         self.endpoint = f"127.0.0.1:{self.server_address[1]}"
         self.seconds = 3600
         """How long a key holds; less than what is asked for where a test wants it."""
-        self.fault = 0
-        """The status of all answers; 0: as they should be."""
+        self.faults: list[int] = []
+        """The statuses of the next answers, which are refusals."""
         self.secrets: list[str] = []
         """All that nobody else may learn: secrets and tokens that were lent."""
         self.n_lent = 0
@@ -66,8 +66,9 @@ class StsServer(ThreadingHTTPServer):
         Raises:
             Refused: says why.
         """
-        if self.fault:
-            raise Refused(self.fault, "InternalError" if self.fault >= 500 else "NoPermission")
+        if self.faults:
+            status = self.faults.pop(0)
+            raise Refused(status, "InternalError" if status >= 500 else "NoPermission")
         self._check(query)
         with self._lock:
             self.n_lent += 1

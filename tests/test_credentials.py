@@ -88,7 +88,7 @@ def test_a_role_is_lent_again_before_its_keys_expire(sts: StsServer, oss: OssSer
             assert remote.fetch("oss://bkt/x") == BODY
             assert sts.n_lent == n_lent
 
-        sts.fault = 503
+        sts.faults = [503] * 9
         assert remote.fetch("oss://bkt/x") == BODY  # by the last ones, as long as they hold
 
 
@@ -99,11 +99,12 @@ def test_a_role_reads_tables_too(sts: StsServer, monkeypatch: pytest.MonkeyPatch
         sts.grant = lambda key_id, *rest: service.lent.update({key_id: rest})
         job = Job(**JOB, arn=ROLE, sts_endpoint=sts.endpoint)
 
+        sts.faults = [503]
         with closing(open_source(job)) as source:
             assert len(list(source.read(0, 100))) == 100
         assert sts.n_lent == 1
 
-        sts.fault = 403
+        sts.faults = [403]
         with pytest.raises(CredentialsError, match="refused by STS: 403 NoPermission"):
             open_source(job).describe()
         gc.collect()  # pyodps' readers hold themselves, and with them their connections
@@ -130,7 +131,7 @@ def test_a_role_that_is_not_lent_is_told_in_few_words(
     fault: int,
     message: str,
 ) -> None:
-    sts.fault = fault
+    sts.faults = [fault] * 2 if fault else []
 
     job = role_of(sts, oss, download_retries=1, **keys)
     with closing(OssRemote(job)) as remote, pytest.raises(DownloadError) as caught:
