@@ -218,7 +218,7 @@ class _OpenBlock:
             for record in records:
                 if record.failed:
                     self.n_failed += 1
-                    self.reasons.add(record.index, record.result)
+                    self.reasons.add(record.index, bytes(record.result))
         return records
 
     def finish(self) -> bool:

@@ -39,8 +39,8 @@ class Record:
     index: int
     keys: tuple[object, ...]
     """Values of the source's key columns, see `evmp.key`."""
-    result: bytes
-    """One JSON value on one line, UTF-8."""
+    result: bytes | memoryview
+    """One JSON value on one line, UTF-8; a view is of a file, and should not be copied at once."""
     failed: bool
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 JSON_OPTIONS = orjson.OPT_SERIALIZE_NUMPY
 ERROR_START = b'{"error_stage":'
 COPY_BYTES = 1 << 20
+MAX_LINE_BYTES = 256 << 20  # at once in memory
 NEWLINE = 10
 
 
@@ -43,8 +44,8 @@ class LineFormat(Protocol):
     end: bytes
     """What follows the result, up to and with the line's end."""
 
-    def line(self, record: Record) -> bytes:
-        """Return the line of `record`."""
+    def before(self, record: Record) -> bytes:
+        """Return the line of `record` up to its result."""
 
 
 class JsonLines:
@@ -62,26 +63,25 @@ class JsonLines:
     def _encoders(self) -> list[Encoder | None] | None:
         return _encoders(self._keys)
 
-    def line(self, record: Record) -> bytes:
-        """Return the object of `record`."""
+    def before(self, record: Record) -> bytes:
+        """Return the object of `record` up to the result, its last member."""
         if self._encoders is None and isinstance(record.keys[0], bytes):
-            return self._extended(record.keys[0], record.result)
+            return self._extended(self._without_result(record.keys[0]))
         keys = _encoded(self._encoders, record.keys)
-        return self._dumps(dict(zip(self._names, keys, strict=True)), record.result)
+        members = dict(zip(self._names, keys, strict=True))
+        return self._extended(orjson.dumps(members, option=JSON_OPTIONS))
 
-    def _extended(self, sample: bytes, result: bytes) -> bytes:
-        """Add the result to the text of an object, which is parsed only if it may have the name."""
+    def _without_result(self, sample: bytes) -> bytes:
+        """Return the text of an object, parsed only if it may have a member of our name."""
         if self._member in sample or b"\\" in sample:
             members = orjson.loads(sample)
-            if self._column in members:
-                del members[self._column]
-                return self._dumps(members, result)
-        comma = b"," if sample[1:-1].strip() else b""
-        return b"".join((sample[:-1], comma, self._member, b":", result, self.end))
+            if members.pop(self._column, self) is not self:
+                return orjson.dumps(members, option=JSON_OPTIONS)
+        return sample
 
-    def _dumps(self, members: dict[str, Any], result: bytes) -> bytes:
-        members[self._column] = orjson.Fragment(result)
-        return orjson.dumps(members, option=JSON_OPTIONS | orjson.OPT_APPEND_NEWLINE)
+    def _extended(self, members: bytes) -> bytes:
+        comma = b"," if members[1:-1].strip() else b""
+        return b"".join((members[:-1], comma, self._member, b":"))
 
 
 class TextLines:
@@ -102,11 +102,11 @@ class TextLines:
     def _encoders(self) -> list[Encoder | None] | None:
         return _encoders(self._keys)
 
-    def line(self, record: Record) -> bytes:
-        """Return the line of `record`."""
+    def before(self, record: Record) -> bytes:
+        """Return the line of `record` up to its result."""
         values = [record.keys[place] for place in self._places]
         texts = map(_text, _encoded(self._encoders, values)) if values else [b"%d" % record.index]
-        return b"".join((b",".join(texts), b", ", record.result, self.end))
+        return b",".join(texts) + b", "
 
 
 class LineSink:
@@ -119,9 +119,18 @@ class LineSink:
 
     def append(self, file: BinaryIO, records: Sequence[Record]) -> None:
         """Append the records' lines; see Sink."""
-        lines = b"".join(map(self._format.line, records))
-        assert lines.count(b"\n") == len(records), "a result holds a line break"
-        write_whole(file, lines)
+        pending = []
+        for record in records:
+            pending.append(self._format.before(record))
+            if isinstance(record.result, memoryview):  # not to be copied
+                write_whole(file, b"".join(pending))
+                write_whole(file, record.result)
+                pending = []
+            else:
+                assert b"\n" not in record.result, "a result holds a line break"
+                pending.append(record.result)
+            pending.append(self._format.end)
+        write_whole(file, b"".join(pending))
 
     def recover(self, path: Path) -> Recovered:
         """Cut off a line without an end; see Sink."""
@@ -130,12 +139,10 @@ class LineSink:
             if not path.exists():
                 return Recovered(0, 0)
             with open(path, "rb") as file:
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
+                for length, line in _whole_lines(file):
                     n_rows += 1
                     n_failed += self._is_error(line)
-                    size += len(line)
+                    size += length
             os.truncate(path, size)
         return Recovered(n_rows, n_failed)
 
@@ -152,7 +159,8 @@ class LineSink:
     def failures(self, result: Path) -> array[int]:
         """Look at every line; see Sink."""
         with reading(result), open(result, "rb") as file:
-            return array("q", (row for row, line in enumerate(file) if self._is_error(line)))
+            lines = enumerate(_whole_lines(file))
+            return array("q", (row for row, (_, line) in lines if self._is_error(line)))
 
     def amend(self, result: Path, rows: Sequence[int], stages: Iterable[Path], out: Path) -> int:
         """Copy line by line; see Sink."""
@@ -180,6 +188,18 @@ class LineSink:
         except orjson.JSONDecodeError:
             return False  # it is only a part of the result
         return True
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the length of each line, and its text; of one that is very long the end only, where no
+    error row's is.
+    """
+    length = 0
+    while piece := file.readline(MAX_LINE_BYTES):
+        length += len(piece)
+        if piece[-1] == NEWLINE:
+            yield length, piece
+            length = 0
 
 
 def _lines(stages: Iterable[Path]) -> Iterator[bytes]:

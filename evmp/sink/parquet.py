@@ -143,7 +143,7 @@ class ParquetSink:
         columns: list[list[Any]] = [
             [record.keys[place] for record in records] for place in self._places
         ]
-        columns.append([record.result for record in records])
+        columns.append([bytes(record.result) for record in records])
         arrays = [
             pa.array(values, type=field.type)
             for values, field in zip(columns, self.schema, strict=True)

@@ -9,8 +9,10 @@ knows from it what is there, and goes on behind it. Memory holds the summary alo
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
@@ -25,6 +27,7 @@ from evmp.video.summary import summary_of
 if TYPE_CHECKING:
     from evmp.job import Job
 
+MAX_BYTES: Final = 4 << 20  # of a result in memory
 _HEAD: Final = struct.Struct("<QQQQ")
 
 
@@ -121,7 +124,7 @@ class Gathering:
         self._failure = None
         self._summary = summary_of(self._job)
 
-    def _whole(self, row: int, facts: bytes) -> tuple[bytes, bool]:
+    def _whole(self, row: int, facts: bytes) -> tuple[bytes | memoryview, bool]:
         """Return a video's result, and whether that is an error."""
         video = orjson.loads(facts)
         if row != self._row:
@@ -134,14 +137,17 @@ class Gathering:
                 f"{self._n_failed} {self._name.decode()} failed, the first at "
                 f"{next(iter(members.values()))}: {result['error_msg']}"
             )
-        parts = [b'{"video":', orjson.dumps(video), b',"', self._name, b'":[']
         assert self._file is not None
-        for i, entry in enumerate(_entries(self._file)):
-            parts += [b"," if i else b"", entry.data]
-        parts.append(b"]")
-        if self._job.use_image_predictor:
-            parts += [b',"summary":', self._summary.result()]
-        return b"".join([*parts, b"}"]), False
+        folder = str(Path(self._file.name).parent)
+        with tempfile.SpooledTemporaryFile(MAX_BYTES, dir=folder) as whole:
+            whole.writelines((b'{"video":', orjson.dumps(video), b',"', self._name, b'":['))
+            for i, entry in enumerate(_entries(self._file)):
+                whole.writelines((b"," if i else b"", entry.data))
+            whole.write(b"]")
+            if self._job.use_image_predictor:
+                whole.writelines((b',"summary":', self._summary.result()))
+            whole.write(b"}")
+            return _content(whole), False
 
     def _nothing(self, damage: str) -> bytes:
         """Return the error of a video none of whose frames has a result."""
@@ -150,6 +156,16 @@ class Gathering:
         result = self._failure[1]
         message = f"all of its {self._n_failed} {self._name.decode()} failed; {result['error_msg']}"
         return error_result(result["error_stage"], message)
+
+
+def _content(file: tempfile.SpooledTemporaryFile[bytes]) -> bytes | memoryview:
+    """Return what was written to a file, by a view if it is much; the file may then be closed."""
+    length = file.tell()
+    if length <= MAX_BYTES:
+        file.seek(0)
+        return file.read()
+    file.flush()
+    return memoryview(mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ))
 
 
 def _entries(file: BinaryIO) -> Iterator[_Entry]:
