@@ -42,12 +42,13 @@ from evmp.errors import ConfigError, SinkError
 from evmp.grid import Block, Grid
 from evmp.storage import Storage
 from evmp.storage.local import LocalStorage
+from evmp.turn import turn
 
 CHUNK_BYTES: Final = 1 << 20
 MAX_DIFFERENCES: Final = 12  # of two jobs, shown
 MAX_HOLDERS: Final = 3  # of a staging place, named
 DYING_SECONDS: Final = 2.0  # the processes of a killed run hold its lock until they are dead, too
-HINTS: Final = ("leases", "chunks", "workers")  # folders of leases; nothing depends on them
+HINTS: Final = ("leases", "chunks", "workers")  # folders that nothing depends on
 FORMAT: Final = 1  # of the staging place; another version's is refused
 _LOCK: Final = re.compile(r"lock(\..*)?")
 _MEMBER: Final = re.compile(r"lock\.[^.]+\.[^.]+")
@@ -251,19 +252,34 @@ class Ledger:
             yield
 
     @contextmanager
-    def turn(self) -> Iterator[bool]:
+    def turn(self, member: Member | None) -> Iterator[bool]:
         """Wait until no other member begins or ends, and let none do so meanwhile.
 
         Only under lock(). Yields whether the staging place is still there; whoever has ended may
         have removed it.
+
+        Raises:
+            SinkError: when the staging place cannot be used.
         """
         with ExitStack() as held:
+            if not isinstance(self.storage, LocalStorage):
+                self._wait_for_turn(held, member)
+                yield True
+                return
             if not self.root.exists():
                 yield False
                 return
             fd = held.enter_context(self._open_lock("lock.turn"))
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield self._is_there(fd, "lock.turn")
+
+    def _wait_for_turn(self, held: ExitStack, member: Member | None) -> None:
+        """Where locks of this machine keep nobody out."""
+        try:
+            if member:
+                held.enter_context(turn(self.storage))
+        except OSError as error:
+            raise SinkError(f"staging place {self.uri} cannot be used: {error}") from error
 
     def holders(self) -> str:
         """Say who holds the staging place; empty where nobody does."""
@@ -496,7 +512,7 @@ class Ledger:
         The records go first and job.json last: whoever dies in here leaves no record without its
         rows, and none that another job could take for its own.
         """
-        for folder in ("blocks", "data", "names", *HINTS):
+        for folder in ("blocks", "data", "names", "turns", *HINTS):
             self.storage.clear(folder)
         for path in self.root.iterdir():
             if path.name != "job.json" and not _LOCK.fullmatch(path.name):

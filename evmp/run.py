@@ -234,7 +234,7 @@ class Run:
     def _begin(self) -> bool:
         """Make the staging place ready. Returns whether there is anything to do."""
         ledger = self._target.ledger
-        with ledger.turn() as is_there:
+        with ledger.turn(self._member) as is_there:
             if not is_there:
                 raise SinkError("another run has just ended here; run the same command again")
             self._target.restore()
@@ -263,7 +263,7 @@ class Run:
 
         Returns None where any worker's part is this one's, and there is some left.
         """
-        with self._target.ledger.turn() as is_there:
+        with self._target.ledger.turn(self._member) as is_there:
             if self._member and (not is_there or self._target.finished()):
                 self._clean_up()
                 return self._counted(meter, before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from jobfolder import SECONDS, JobFolder, kill, wait_for
+from ossserver import KEY_ID, KEY_SECRET, serving_oss
 
 N_ROWS = 96
 DYNAMIC = {"enableDynamicCluster": True, "useSparseClusterSchema": True, "lease_seconds": 1}
@@ -108,3 +110,26 @@ def test_workers_come_and_go_while_the_job_goes_on(
     check(open_job, whole)
     done = f"{open_job.path}/out.jsonl: done\nrows      96 of 96 (100.0 %), 1 failed\n"
     assert status("--watch").stdout == done
+
+
+def test_machines_share_a_job_on_oss(
+    open_job: JobFolder, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OSS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", KEY_SECRET)
+    monkeypatch.setattr("ossserver.TROUBLES", (500, 503, "reset", "lose"))
+    machines = [open_job.path / name for name in ("tmp1", "tmp2")]  # they share nothing else
+    for machine in machines:
+        machine.mkdir()
+    with serving_oss() as server:
+        server.objects = {"out": {}}
+        server.skew, server.trouble = 300.0, (random.Random(1), 0.02)
+        place = f"-DossHost={server.endpoint}", "-Doutput_oss_file=oss://out/result.jsonl"
+        working = [open_job.start(*place, env={"TMPDIR": str(machine)}) for machine in machines]
+        for process in working:
+            _, errors = process.communicate(timeout=SECONDS)
+            assert process.returncode == 0, errors
+
+        assert server.objects["out"]["result.jsonl"] == (whole / "out.jsonl").read_bytes()
+        assert sorted(server.objects["out"]) == ["result.jsonl", "result.jsonl.evmp.json"]
+        assert server.uploads == {}

@@ -33,6 +33,7 @@ LAYERS = [
     "ring",
     "head sink report lease",
     "fit source model image ledger metrics custom resource sample result download",
+    "turn",
     "storage",
     "agenda interface payload placement rank remote maxcompute",
     "credentials",
