@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from forked import fork, wait
 from ossserver import KEY_ID, KEY_SECRET, About, Gone, OssServer, serving_oss
@@ -39,6 +41,7 @@ from evmp.target.oss import OssTarget
 
 RESULT = "deep/图 +%.jsonl"
 OLD = b"an older result"
+AT_EVERY_REQUEST = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture
@@ -188,7 +191,7 @@ every_kind = pytest.mark.parametrize("kind", ["new", "fresh", "retry"])
 
 
 @every_kind
-@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=AT_EVERY_REQUEST)])
 def test_publish_that_dies_is_done_again(
     server: OssServer, place: Place, kind: str, stride: int, way: str
 ) -> None:
@@ -212,7 +215,7 @@ def test_publish_that_dies_is_done_again(
 
 
 @every_kind
-@pytest.mark.parametrize("stride", [23, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [23, pytest.param(1, marks=AT_EVERY_REQUEST)])
 def test_job_that_dies_at_its_end_is_brought_there(
     server: OssServer, place: Place, kind: str, stride: int
 ) -> None:
@@ -233,7 +236,7 @@ def test_job_that_dies_at_its_end_is_brought_there(
         assert record is not None and record["failed"] == new.count(b"error_stage")
 
 
-@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=AT_EVERY_REQUEST)])
 def test_start_over_that_dies_keeps_the_result_and_can_be_done_again(
     server: OssServer, place: Place, stride: int
 ) -> None:
@@ -432,6 +435,90 @@ def test_staging_place_may_lie_elsewhere(
     assert server.objects["work"] == {}
     result = place.result()
     assert result is not None and result.count(b"\n") == N_ROWS
+    place.close()
+
+
+def test_parquet_file_is_merged_here_and_sent(server: OssServer, way: str) -> None:
+    place = Place(server, {"output_oss_file": "oss://out/r.parquet"})
+    place.fill("retry")
+
+    place.publish("retry")
+    place.target.clean_up()
+
+    table = pq.read_table(io.BytesIO(server.objects["out"]["r.parquet"]))
+    assert table["id"].to_pylist() == [f"row {row}" for row in range(N_ROWS)]
+    assert not any("error_stage" in it for it in table["prediction_result"].to_pylist())
+    assert sorted(server.objects["out"]) == ["r.parquet", "r.parquet.evmp.json"]
+    place.close()
+
+
+def test_parts_of_workers_are_joined_there_and_removed(
+    server: OssServer, place: Place, way: str
+) -> None:
+    place.fill("new")
+    server.objects["out"][f"{RESULT}.part-of-mine"] = b"somebody's"
+    target = place.target
+    commits = target.ledger.commits()
+
+    target.write_part(0, 2, commits[:2])
+    target.write_part(1, 2, commits[2:])
+
+    parts = [server.objects["out"][f"{RESULT}.part-0000{n}-of-00002"] for n in range(2)]
+    assert [part.count(b"\n") for part in parts] == [30, 10]
+    place.publish("new")
+    assert place.result() == b"".join(parts)
+    target.remove_parts()
+    kept = [key for key in server.objects["out"] if ".part-" in key]
+    assert kept == [f"{RESULT}.part-of-mine"]
+
+
+def test_local_result_may_have_its_staging_place_on_oss(server: OssServer, tmp_path: Path) -> None:
+    file = tmp_path / "out" / "r.jsonl"
+    keys = {"output_oss_file": str(file), "staging": "oss://work/jobs", "ossHost": server.endpoint}
+    job = Job(**{**SETTINGS, **keys})
+    target = open_target(job, KEYS)
+    target.prepare()
+    with target.ledger.lock():
+        target.ledger.open(FINGERPRINT)
+        for block in BLOCKS:
+            stage_block(job, target.ledger, block, range(block.start, block.stop))
+        assert len(server.objects["work"]) > 2 * len(BLOCKS)
+        publish(job, KEYS, N_ROWS, target, RECORD)
+        target.clean_up()
+
+    assert file.read_bytes().count(b"\n") == N_ROWS
+    assert sorted(it.name for it in file.parent.iterdir()) == [file.name, f"{file.name}.evmp.json"]
+    assert server.objects["work"] == {}
+    target.ledger.storage.close()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("OSS_ACCESS_KEY_SECRET", "wrong", "403 SignatureDoesNotMatch"),
+        ("OSS_ACCESS_KEY_ID", "wrong", "403 InvalidAccessKeyId"),
+        ("OSS_SESSION_TOKEN", "expired", "403 InvalidSecurityToken"),
+        ("skew", "1800", "403 RequestTimeTooSkewed"),
+        ("ossHost", "http://127.0.0.1:1", "127.0.0.1: connection refused"),
+        ("ossHost", "http://oss.invalid", "oss.invalid"),
+        ("output_oss_file", "oss://none/r.jsonl", "404 NoSuchBucket"),
+    ],
+)
+def test_output_that_cannot_be_had_is_told_at_start(
+    server: OssServer, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
+) -> None:
+    keys: dict[str, Any] = {"storage_timeout_seconds": 0.4}
+    if variable == "skew":
+        server.skew = float(value)
+    elif variable.isupper():
+        monkeypatch.setenv(variable, value)
+    else:
+        keys[variable] = value
+    place = Place(server, keys)
+
+    for look in (place.target.check_writable, place.target.prepare):
+        with pytest.raises(SinkError, match=f"cannot be written: .*{message}"):
+            look()
     place.close()
 
 
