@@ -191,10 +191,10 @@ class Job(BaseModel):
         "", "the table to write: a Parquet file or a directory; created if missing"
     )
     output_oss_file: Uri = _output(
-        "", "the file to write: `.jsonl`, `.parquet`, or lines of `<input>, <JSON>`"
+        "", "the file to write, here or on OSS: `.jsonl`, `.parquet`, or lines of `<input>, <JSON>`"
     )
     output_dir: Uri = _output(
-        "", "the folder for images and videos a predictor returns", result=True
+        "", "the folder for images and videos a predictor returns, here or on OSS", result=True
     )
     reserved_columns: Names = _output(
         (), "input columns to keep in the output, a list or `a,b,c`", result=True
