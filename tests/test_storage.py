@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -379,6 +380,17 @@ def test_long_lists_come_in_pages(server: OssServer, oss: OssStorage) -> None:
 
     oss.clear("it")
     assert server.objects["bkt"] == {}
+
+
+@pytest.mark.slow
+def test_list_of_100_000_keys_is_whole(server: OssServer, oss: OssStorage) -> None:
+    names = [f"it/{number:06d}" for number in range(100_000)]
+    server.objects["bkt"].update({oss.key(name): b"" for name in names})
+    server.trouble = Random(5), 0.02
+
+    assert oss.names("it") == names
+
+    assert server.calls["list"] >= 100
 
 
 def test_upload_that_its_maker_has_left_is_found_and_aborted(
