@@ -49,7 +49,7 @@ class Submission:
         self._whole, self._job = whole, job
         self._cluster = cluster
         usual = yaml.safe_load((whole / "job.yaml").read_text())
-        (job.path / "job.yaml").write_text(yaml.safe_dump({**usual, **keys}))
+        (job.path / "job.yaml").write_text(yaml.safe_dump({**usual, "queue_size": 8, **keys}))
 
     def submit(self, *arguments: str) -> tuple[str, str]:
         """Submit workers and a report. Returns their jobs."""
@@ -109,14 +109,20 @@ def long_submission(cluster: Cluster, long_whole: Path, job: JobFolder) -> Submi
     [DYNAMIC, pytest.param((), marks=pytest.mark.slow)],
     ids=["blocks for all", "shards"],
 )
-def test_array_with_a_killed_worker_and_a_cancelled_element_makes_the_same_result(
+def test_array_with_a_paused_a_killed_and_a_cancelled_worker_makes_the_same_result(
     cluster: Cluster, submission: Submission, settings: tuple[str, ...]
 ) -> None:
     array, report = submission.submit("--nodes", "3", *settings)
     elements = [f"{array}_{k}" for k in range(3)]
-    wait_until(lambda: submission.n_blocks() and all(map(cluster.command, elements)))
+    wait_until(lambda: all(map(cluster.command, elements)))
+    paused = family(cluster, elements[0])
+    for process in paused:
+        process.suspend()
+    wait_until(submission.n_blocks)
     kill(cluster, elements[1])
     cluster.call("scancel", elements[2])
+    for process in paused:
+        process.resume()
 
     submission.check(report)
 
