@@ -297,6 +297,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     signal.signal(signal.SIGINT, _interrupt)
     signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGUSR1, lambda signum, frame: _interrupt(signal.SIGTERM, frame))
     try:
         command.main(argv, prog_name="evmp", standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -273,6 +273,14 @@ class Job(BaseModel):
     useSparseClusterSchema: Truth = _speed(
         False, "let workers start late, and be more or fewer than `num_worker`"
     )
+    drain_seconds: Number = _speed(
+        25.0,
+        "after a signal, the time for what is in flight; what is not done then is left for the "
+        "next run",
+        own=True,
+        unit="seconds",
+        ge=0,
+    )
     lease_seconds: Number = _speed(
         10.0,
         "with `enableDynamicCluster`: a worker that does not show itself for so long has lost its "

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import time
@@ -463,9 +464,13 @@ class Run:
 
         asked = Leave.NOT
 
+        deadline = math.inf
+
         def drain() -> None:
+            nonlocal deadline
             self._display.note("stopping: finishing what is in flight; once more stops at once")
             leave(Leave.DRAINED)
+            deadline = time.monotonic() + self._job.drain_seconds
 
         def leave(how: Leave) -> None:
             nonlocal asked
@@ -478,6 +483,9 @@ class Run:
             if asked == Leave.NOT and self._has_failed(meter):
                 self._is_hopeless = True
                 leave(Leave.DRAINED)
+            if asked == Leave.DRAINED and time.monotonic() > deadline:
+                log.warning("what is in flight takes longer than drain_seconds: left")
+                leave(Leave.AT_ONCE)
 
         def settle(place: int, cause: str) -> None:
             """What a dead worker had not committed is done, and counted, again."""

@@ -41,7 +41,8 @@ MAX_DEATHS: Final = 10  # of one seat, without any progress of the job in betwee
 LOST_HEARTBEAT_SECONDS: Final = 15.0  # a waiting process shows that it lives ten times a second
 TAIL_LINES: Final = 20  # of a child's output, kept for the report of its death
 _DRAINED: Final = tuple(errors.Interrupted(signum).exit_code for signum in (2, 15))
-_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+# Slurm is often told to announce the end of the time by SIGUSR1.
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @dataclass(slots=True)
@@ -330,7 +331,7 @@ class Supervisor:
 
         def note(signum: int, frame: FrameType | None) -> None:
             if signum != signal.SIGCHLD:
-                self._signals.append(signum)
+                self._signals.append(signal.SIGTERM if signum == signal.SIGUSR1 else signum)
 
         return {signum: signal.signal(signum, note) for signum in (*self._fatal, signal.SIGCHLD)}
 

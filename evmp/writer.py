@@ -10,6 +10,7 @@ import os
 import pickle
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
@@ -19,7 +20,7 @@ from evmp.grid import Block
 from evmp.ledger import Ledger
 from evmp.metrics import Counter, Seat, State
 from evmp.report import Reasons
-from evmp.ring import Mark, Ring
+from evmp.ring import Mark, Ring, RingStopped
 from evmp.sink import Record, Sink, max_result_bytes, open_sink, writing
 from evmp.stage import claims, error_result
 from evmp.video.gathering import Gathering
@@ -80,13 +81,17 @@ class Writer:
             self._gathering.open(self._ledger.reel(self._run))
 
     def run(self) -> None:
-        """Write until the result ring has drained, and commit what has begun."""
+        """Write until the result ring has drained or is stopped, and commit what has begun."""
+        with suppress(RingStopped):
+            self._write()
+        if self._block is not None:
+            self._commit(self._block)
+
+    def _write(self) -> None:
         for seq in claims(self._results, self._seat, self._seat_number, ordered=True):
             self._deliver(self._placed(seq))
             self._results.release(seq, self._seat_number, KEEP_BYTES)
             self._agenda.finish(self._n_finished)
-        if self._block is not None:
-            self._commit(self._block)
         if self._gathering is not None:
             self._gathering.close()
 

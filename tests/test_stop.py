@@ -116,6 +116,23 @@ def test_second_signal_stops_at_once(slow_job: JobFolder, whole: Path) -> None:
     finish(slow_job, whole)
 
 
+def test_drain_has_its_time_and_what_is_written_by_then_is_kept(
+    slow_job: JobFolder, whole: Path
+) -> None:
+    rewrite(slow_job, drain_seconds=0, block_rows=100)
+    process = slow_job.start()
+    wait_for(process, lambda: any((slow_job.path / "out.jsonl.evmp" / "tmp").glob("*.0*")))
+    process.send_signal(signal.SIGUSR1)  # as Slurm may announce the end
+    _, errors = process.communicate(timeout=SECONDS)
+
+    assert process.returncode == 143, errors
+    assert "what is in flight takes longer than drain_seconds: left\n" in errors
+    assert errors.splitlines()[-1].startswith("evmp: stopped by SIGTERM, ")
+    n_done = int(errors.splitlines()[-1].split(", ")[1].split()[0])
+    assert 0 < n_done < 100
+    assert f"resuming: {n_done} of {N_ROWS} rows are done\n" in finish(slow_job, whole)
+
+
 def test_signal_to_every_process_is_as_good(slow_job: JobFolder) -> None:
     process = start_and_wait(slow_job)
     for child in psutil.Process(process.pid).children(recursive=True):
