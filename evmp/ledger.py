@@ -35,6 +35,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -359,8 +360,10 @@ class Ledger:
         """
         commits: list[Commit] = []
         try:
-            for name in self.storage.names("blocks"):
-                commit = self.commit_of(name)
+            names = self.storage.names("blocks")
+            texts = self.storage.read_all(names)
+            for name in names:
+                commit = self._checked(name, partial(next, texts))
                 if commits and commit.start < commits[-1].stop:
                     raise self._damaged(
                         _record(commits[-1].start),
@@ -398,8 +401,11 @@ class Ledger:
             FileNotFoundError: when there is none.
             SinkError: when it is damaged, or of another job than the one that has begun here.
         """
+        return self._checked(name, partial(self.storage.read, name))
+
+    def _checked(self, name: str, read: Callable[[], bytes]) -> Commit:
         try:
-            commit = _parsed(name, self.storage.read(name))
+            commit = _parsed(name, read())
         except (ValueError, TypeError, RecursionError, IsADirectoryError) as error:
             raise self._damaged(name, error) from error
         if self._job and commit.job not in ("", self._job):

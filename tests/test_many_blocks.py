@@ -67,6 +67,9 @@ class MemoryStorage:
             raise FileNotFoundError(name)
         return self.objects[name]
 
+    def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
+        return map(self.read, names)
+
     def uri(self, name: str = "") -> str:
         return f"memory:{name}"
 

@@ -138,6 +138,20 @@ def test_status_tells_size_and_age_by_the_storage_s_own_clock(storage: Storage) 
         storage.stat("it/none")
 
 
+def test_several_objects_come_in_the_order_that_is_asked_for(storage: Storage) -> None:
+    names = [f"it/{number}" for number in range(20)]
+    for name in names:
+        storage.create(name, name.encode())
+
+    assert [*storage.read_all(names[::-1])] == [name.encode() for name in names[::-1]]
+    assert [*storage.read_all(names[:1])] == [b"it/0"]
+    assert [*storage.read_all([])] == []
+    found = storage.read_all(["it/3", "it/none"])
+    assert next(found) == b"it/3"
+    with pytest.raises(FileNotFoundError):
+        next(found)
+
+
 def test_stream_yields_a_part_or_all(storage: Storage, file: Path) -> None:
     data = file.read_bytes()
     storage.adopt(file, "it/one")
@@ -408,3 +422,13 @@ def test_upload_that_its_maker_has_left_is_found_and_aborted(
 
     assert server.uploads == {}
     oss.abort("it/large", "over already")
+
+
+def test_keys_may_begin_with_a_slash(server: OssServer, oss_of: Callable[..., OssStorage]) -> None:
+    oss = oss_of("oss://bkt//lead/")
+
+    oss.write("/a", b"x")
+
+    assert server.objects["bkt"] == {"/lead///a": b"x"}
+    assert oss_of("oss://bkt/").names("") == []
+    assert oss_of("oss://bkt//lead").uri("a") == "oss://bkt//lead/a"

@@ -71,6 +71,9 @@ class Storage(Protocol):
     def read(self, name: str) -> bytes:
         """Return a small object."""
 
+    def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
+        """Yield small objects in this order; at its end there are no threads left of it."""
+
     def stream(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         """Yield the bytes [start, stop) of an object, as far as it has them, in pieces."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from evmp.storage import Status
@@ -67,6 +67,9 @@ class MemoryStorage:
     def read(self, name: str) -> bytes:
         """Return an object."""
         return self._one(name, "read")[0]
+
+    def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
+        return map(self.read, names)
 
     def stat(self, name: str) -> Status:
         """Return what is known of an object."""
