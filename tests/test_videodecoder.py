@@ -1,0 +1,181 @@
+"""Scout and decoder of videos on rings of their own: what is left by those that have died."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from clip import make_clip
+from test_video import make_job
+
+from evmp.metrics import Board
+from evmp.pipeline import Worker
+from evmp.ring import MAX_ATTEMPTS, Header, Mark, Ring
+from evmp.sample import unpack
+from evmp.scout import Scout, mark_failed
+from evmp.source import Kind
+from evmp.video.part import Of, part_of
+from evmp.video.task import give_up, rows_of
+from evmp.videodecoder import VideoDecoder
+
+SCOUT, DECODER = 1, 2
+
+
+class World:
+    """Rings for a few videos, and who works on them."""
+
+    def __init__(self, paths: list[Path], **keys: Any) -> None:
+        self.job = make_job(**keys)
+        self.rows = Ring("videos", 8, 1, 1 << 20)
+        self.segments = Ring("segments", 32, 1, 1 << 20)
+        self.samples = Ring("samples", 512, 1, 1 << 20)
+        self.results = Ring("results", 512, 1, 1 << 20)
+        self.rings = [self.rows, self.segments, self.samples, self.results]
+        self.seats = Board(["worker", "scout", "decoder"], 1).workers[0]
+        for n, path in enumerate(paths):
+            self.rows.set_note(n, pickle.dumps((str(path),)))
+            self.rows.put(n, Header(n, n + 1, kind=Kind.PATH), str(path).encode())
+        self.rows.close(len(paths))
+
+    def scout(self) -> None:
+        scout = Scout(self.job, self.rings, self.seats[1], SCOUT, lambda: False)
+        scout.open()
+        scout.run()
+
+    def decode(self) -> None:
+        decoder = VideoDecoder(
+            self.job, None, self.segments, self.rings[2:], self.seats[2], DECODER
+        )
+        decoder.open()
+        decoder.run()
+
+    def found(self) -> list[Any]:
+        """Return the frame number, the error or the facts of each row that is not empty."""
+        assert self.results.end is not None
+        found: list[Any] = []
+        for n in range(self.results.end):
+            header = self.samples.header(n)
+            if header.mark == Mark.DATA:
+                (sample,) = unpack(self.samples.data(n))
+                found.append(sample["frame_id"])
+            elif self.results.header(n).mark != Mark.EMPTY:
+                found.append(orjson.loads(bytes(self.results.data(n))))
+        return found
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Callable[..., Path]:
+    def clip(name: str, n_frames: int, **options: Any) -> Path:
+        (tmp_path / name).write_bytes(make_clip(n_frames, **options))
+        return tmp_path / name
+
+    return clip
+
+
+def facts(n_frames: int) -> dict[str, Any]:
+    return {
+        "duration_seconds": n_frames / 25,
+        "fps": 25.0,
+        "width": 96,
+        "height": 72,
+        "n_frames": n_frames,
+    }
+
+
+def test_rows_are_frames_in_order_and_then_what_is_known(clip: Callable[..., Path]) -> None:
+    world = World([clip("a.mp4", 300, g=30, preset="ultrafast"), clip("b.mp4", 30)])
+    world.scout()
+    world.decode()
+
+    assert world.found() == [*range(0, 300, 5), facts(300), *range(0, 30, 5), facts(30)]
+    _, part = part_of(pickle.loads(world.results.note(0)))
+    assert (part.n, part.of, part.label) == (0, Of.ITEM, "_0")
+    assert orjson.loads(part.head + b"}") == {"frame_id": 0, "pts_seconds": 0.0}
+
+
+def test_next_scout_goes_on_behind_what_is_published(clip: Callable[..., Path]) -> None:
+    paths = [clip("a.mp4", 600, g=30, preset="ultrafast"), clip("b.mp4", 30)]
+    whole, cut = World(paths), World(paths)
+    whole.scout()
+    for m in range(2):  # as a scout leaves it that dies in the midst of the first video
+        cut.segments.put(m, whole.segments.header(m), whole.segments.data(m))
+    cut.scout()
+
+    assert cut.segments.end == whole.segments.end > 3
+    for m in range(cut.segments.end):
+        assert cut.segments.header(m) == whole.segments.header(m)
+    cut.decode()
+    assert cut.found() == [*range(0, 600, 5), facts(600), *range(0, 30, 5), facts(30)]
+
+
+def test_video_that_kills_scouts_is_an_error(clip: Callable[..., Path]) -> None:
+    world = World([clip("a.mp4", 30), clip("b.mp4", 30)])
+    mark_failed(world.rows, 0, "the scout died of this video: SIGSEGV")
+    world.scout()
+    world.decode()
+
+    error, *others = world.found()
+    assert error == {
+        "error_stage": "decode",
+        "error_msg": "the scout died of this video: SIGSEGV",
+    }
+    assert others == [*range(0, 30, 5), facts(30)]
+
+
+def test_segment_that_kills_decoders_costs_its_own_frames(clip: Callable[..., Path]) -> None:
+    world = World([clip("a.mp4", 600, g=30, preset="ultrafast")])
+    world.scout()
+    give_up(world.segments, 1, "decode", "the decoder died of this segment: hung")
+    lost = rows_of(world.segments.header(1))
+    world.decode()
+
+    found = world.found()
+    errors = [it for it in found if isinstance(it, dict) and "error_msg" in it]
+    assert len(errors) == len(lost)
+    assert all(it["error_msg"] == "the decoder died of this segment: hung" for it in errors)
+    numbers = [it for it in found if isinstance(it, int)]
+    assert numbers == [i * 5 for i in range(120) if i not in lost]
+
+
+def test_deaths_count_anew_when_frames_have_come_in_between(clip: Callable[..., Path]) -> None:
+    world = World([clip("a.mp4", 30)])
+    world.scout()
+    blamed: list[int] = []
+
+    def fail(m: int) -> bool:
+        blamed.append(m)
+        return True
+
+    def die(reached: int) -> None:
+        assert world.segments.claim(DECODER, 0.0) == 0
+        world.segments.recover(DECODER, lambda m: False, fail, at=0, reached=lambda m: reached)
+
+    for reached in (0, 0, 1, 1, 2, 2):
+        die(reached)
+    assert blamed == []
+    for _ in range(MAX_ATTEMPTS):
+        die(3)
+
+    assert blamed == [0]
+    assert world.segments.claim(DECODER, 0.0) == 0  # it stays for whoever makes errors of it
+
+
+def test_worker_settles_what_a_decoder_held(clip: Callable[..., Path]) -> None:
+    world = World([clip("a.mp4", 30)])
+    world.scout()
+    worker: Any = Worker.__new__(Worker)
+    worker._job, worker._rings, worker._seats = world.job, world.rings, world.seats
+    worker._layout = None
+
+    for _ in range(MAX_ATTEMPTS):
+        assert world.segments.claim(DECODER, 0.0) == 0
+        worker._recover_video(DECODER, lambda m: worker._give_up_video(m, DECODER, "hung"), 0)
+    world.decode()
+
+    *errors, end = world.found()
+    assert [it["error_msg"] for it in errors] == ["the decoder died of this segment: hung"] * 6
+    assert end["error_msg"] == "the decoder died of this segment: hung"
