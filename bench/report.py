@@ -27,6 +27,7 @@ TITLES = {
     "ring": "From process to process",
     "start": "Start",
     "cloud": "Rows from elsewhere",
+    "video": "Videos",
     "ledger": "Exactly once: what commits cost",
 }
 WORKS = {
@@ -56,6 +57,7 @@ def document_of(result: dict[str, Any]) -> str:
         "start": tables,
         "ledger": tables,
         "cloud": tables,
+        "video": tables,
     }.get(result["bench"], kernels)
     return f"{about}\n{body(result)}"
 
