@@ -169,6 +169,10 @@ def _quietly(opener: Callable[[], Any]) -> Any:
         ) from None
     for name in ("credentials", "alibabacloud-tea"):  # the import has let them speak
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    from Tea.core import TeaCore
+
+    # It keeps connections for the whole process, and may have some of the one we were forked from.
+    TeaCore._sessions.clear()
     return provider
 
 

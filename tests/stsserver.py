@@ -56,7 +56,7 @@ class StsServer(ThreadingHTTPServer):
         """The statuses of the next answers, which are refusals."""
         self.secrets: list[str] = []
         """All that nobody else may learn: secrets and tokens that were lent."""
-        self.n_lent = 0
+        self.n_lent = self.n_connections = 0
         self._nonces: set[str] = set()
         self._lock = threading.Lock()
 
@@ -112,6 +112,11 @@ class Handler(BaseHTTPRequestHandler):
     """One connection."""
 
     server: StsServer
+    protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.n_connections += 1
 
     def log_message(self, *arguments: object) -> None:
         """Keep quiet."""

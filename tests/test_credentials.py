@@ -20,9 +20,11 @@ from jobfolder import JobFolder
 from maxcompute.server import MaxCompute
 from ossserver import OssServer, serving_oss
 from stsserver import ROLE, StsServer, serving_sts
+from Tea.core import TeaCore
 from test_maxcompute import JOB, SCHEMA, TYPES, URI, rows_of_photos, titles_until_the_end
 from test_remote_http import job_of, self_signed
 
+from evmp.child import call_in_child
 from evmp.errors import CredentialsError, DownloadError
 from evmp.job import Job
 from evmp.remote.oss import OssRemote
@@ -60,6 +62,8 @@ def sts(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with serving_sts(certificate, KEY_ID, SECRET, granting(oss)) as server:
         yield server
+        for session in TeaCore._sessions.values():
+            session.close()
 
 
 def granting(oss: OssServer) -> Callable[[str, str, str], None]:
@@ -77,6 +81,17 @@ def test_a_role_is_lent_once_for_many_objects(sts: StsServer, oss: OssServer) ->
     with closing(OssRemote(role_of(sts, oss))) as remote:
         assert [remote.fetch("oss://bkt/x") for _ in range(20)] == [BODY] * 20
     assert sts.n_lent == 1
+
+
+def test_each_process_asks_by_connections_of_its_own(sts: StsServer, oss: OssServer) -> None:
+    sts.seconds = 15 * 60
+
+    def fetch() -> list[bytes]:
+        with closing(OssRemote(role_of(sts, oss))) as remote:
+            return [remote.fetch("oss://bkt/x") for _ in range(3)]
+
+    assert fetch() == call_in_child(fetch) == call_in_child(fetch)
+    assert (sts.n_connections, sts.n_lent) == (3, 9)
 
 
 def test_a_role_is_lent_again_before_its_keys_expire(sts: StsServer, oss: OssServer) -> None:
