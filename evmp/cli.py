@@ -273,11 +273,12 @@ def sbatch(
     from evmp.sbatch import script, submit
 
     job = load_job(config, overrides)
+    settings = ["--config", config, *(f"-D{it}" for it in overrides)]
     fill = partial(
         script,
         job,
         n_nodes=nodes or job.num_worker,
-        settings=["--config", config, *(f"-D{it}" for it in overrides)],
+        settings=settings,
         options=options,
         evmp=_own_command(),
     )
@@ -289,6 +290,8 @@ def sbatch(
     if kind != "report":
         report = submit(fill(kind="report"), f"--dependency=afterany:{first}")
         click.echo(f"submitted {report}, which reports once {first} has ended")
+        watch = shlex.join(["evmp", "status", *settings, "--watch"])
+        click.echo(f"{watch} says how far it is")
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

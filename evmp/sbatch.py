@@ -87,6 +87,8 @@ def script(
         srun = 'srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --no-kill --label'
         worker = f"{srun} {worker}"
         tell = 'scancel --signal=TERM "$SLURM_JOB_ID"'
+    if kind == "report":
+        last = shlex.join([*evmp, "status", *settings]) + "\n"
     call = ["evmp", "sbatch", *settings, "--nodes", str(n_nodes), "--kind", kind]
     made_by = shlex.join([*call, *["--"] * bool(options), *options])
     lines = [*_resources(job, kind, n_nodes), *_lines(options)]

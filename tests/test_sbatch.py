@@ -75,6 +75,14 @@ def test_tasks_are_one_on_each_node() -> None:
     assert 'worker=(srun --cpus-per-task="$SLURM_CPUS_PER_TASK" ' in text
 
 
+def test_report_does_what_is_left_and_says_how_it_went() -> None:
+    text = make_script("report")
+
+    assert "array" not in text
+    assert "worker=(evmp --config 'my job.yaml')" in text
+    assert text.endswith("""fi\nevmp status --config 'my job.yaml'\nexit "$code"\n""")
+
+
 @pytest.mark.parametrize("keys", [{"device": "cpu"}, {"gpuRequired": 0}])
 def test_worker_on_cpus_asks_for_no_gpu(keys: dict[str, object]) -> None:
     assert "gpu" not in " ".join(options_of(make_script(**keys)))

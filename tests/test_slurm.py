@@ -71,6 +71,7 @@ class Submission:
         """Wait for the report. Returns the result that there should be."""
         wait_until(lambda: self._cluster.state(report) not in ("PENDING", "RUNNING", "COMPLETING"))
         assert self._cluster.state(report) == "COMPLETED", self.log(report)
+        assert f"rows      {N_ROWS} of {N_ROWS} (100.0 %), 1 failed" in self.log(report)
         return (self._whole / "out.jsonl").read_bytes()
 
     def check(self, report: str) -> None:
