@@ -182,7 +182,8 @@ class Decoder:
         # What follows the path of a URL is no part of its name.
         path = value.partition("?")[0].partition("#")[0] if is_remote(value) else value
         is_image = name == "image" or PurePosixPath(path).suffix.lower() in IMAGE_SUFFIXES
-        if not (is_image or scheme(value) or os.path.isfile(value)):
+        is_file = self._job.may_name_files and os.path.isfile(value)
+        if not (is_image or scheme(value) or is_file):
             return value
         try:
             data = self._read_location(value)
@@ -217,7 +218,7 @@ class Decoder:
         return (
             self._downloaded(location)
             if is_remote(location)
-            else self._read_file(local_path(location))
+            else self._read_file(local_path(location, self._job))
         )
 
     def _downloaded(self, url: str) -> memoryview:

@@ -50,6 +50,7 @@ from evmp.value import (
     Processes,
     Uri,
     mask,
+    scheme,
 )
 
 # The group is a heading of the reference. `result` marks the keys that results depend on, `own`
@@ -182,6 +183,15 @@ class Job(BaseModel):
     )
     download_retries: Integer = _download(
         3, "further attempts at a file, where another may help", ge=0, le=100
+    )
+    fetch_timeout_seconds: Number = _download(
+        3600.0,
+        "the time for the model, the list or your code to be fetched before the start",
+        unit="seconds",
+        gt=0,
+    )
+    fetch_limit_bytes: Integer = _download(
+        64 << 30, "a larger model, list or archive is not fetched, nor unpacked", unit="bytes", ge=1
     )
     allow_private_hosts: Truth = _download(
         False, "let rows name machines whose address is private, loopback or link-local"
@@ -375,6 +385,11 @@ class Job(BaseModel):
     def _consistent(self, info: ValidationInfo) -> Self:
         raise_clashes(clashes(self), info)
         return self
+
+    @property
+    def may_name_files(self) -> bool:
+        """Whether rows may name files of this machine."""
+        return self.allow_local_paths or not scheme(self.input_table or self.input_oss_file)
 
     def describe(self) -> dict[str, Any]:
         """Return every key with its value for logs and reports; credentials in URLs are masked."""

@@ -55,18 +55,21 @@ def fingerprint(path: str) -> dict[str, str]:
     Raises:
         ConfigError: when there is no such archive, or it is damaged or unsafe.
     """
-    return {str(name): _digest(file) for name, file in _files(Path(path))}
+    return {str(name): _digest(file) for name, file in _files(Path(path), MAX_BYTES)}
 
 
-def unpack(path: str, folder: Path) -> None:
+def unpack(path: str, folder: Path, *, max_bytes: int = 0) -> None:
     """Write the files to a folder, which is made.
+
+    Args:
+        max_bytes: of all files, unpacked; MAX_BYTES without.
 
     Raises:
         ConfigError: as `fingerprint`, and when they cannot be written.
     """
     try:
         folder.mkdir()
-        for name, file in _files(Path(path)):
+        for name, file in _files(Path(path), max_bytes or MAX_BYTES):
             place = folder / name
             place.parent.mkdir(parents=True, exist_ok=True)
             with open(place, "xb") as out:
@@ -87,9 +90,9 @@ class _Entry(NamedTuple):
     file: IO[bytes] | None
 
 
-def _files(path: Path) -> Iterator[tuple[PurePosixPath, _Counted]]:
+def _files(path: Path, max_bytes: int) -> Iterator[tuple[PurePosixPath, _Counted]]:
     """Yield name and content of each file, to be read before the next one."""
-    count, names = _Count(path), set[PurePosixPath]()
+    count, names = _Count(path, max_bytes), set[PurePosixPath]()
     with _reading(path):
         for n_entries, entry in enumerate(_entries_of(path), 1):
             inner = _inner(path, entry.name)
@@ -188,13 +191,13 @@ def _digest(file: _Counted) -> str:
 class _Count:
     """How much has been unpacked."""
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._n_bytes = path, 0
+    def __init__(self, path: Path, max_bytes: int) -> None:
+        self.path, self._max_bytes, self._n_bytes = path, max_bytes, 0
 
     def expect(self, n_bytes: int) -> None:
         """Refuse what would be too much, if the archive tells the truth."""
-        if self._n_bytes + n_bytes > MAX_BYTES:
-            raise _unsafe(self.path, f"unfolds to more than {MAX_BYTES} bytes")
+        if self._n_bytes + n_bytes > self._max_bytes:
+            raise _unsafe(self.path, f"unfolds to more than {self._max_bytes} bytes")
 
     def add(self, n_bytes: int) -> None:
         """Count, and refuse what is too much."""

@@ -30,13 +30,18 @@ LOCATIONS = (
     "staging",
     "user_resource",
 )
-AVAILABLE_SCHEMES = (
-    ("input_table", "odps"),
-    ("output_dir", "oss"),
-    ("output_oss_file", "oss"),
-    ("output_table", "odps"),
-    ("staging", "oss"),
-)
+FETCHED = ("oss", "http", "https")
+"""Schemes of what is fetched before the start."""
+AVAILABLE_SCHEMES = {
+    "model_path": FETCHED,
+    "input_table": ("odps",),
+    "input_oss_file": FETCHED,
+    "output_dir": ("oss",),
+    "output_table": ("odps",),
+    "output_oss_file": ("oss",),
+    "staging": ("oss",),
+    "user_resource": FETCHED,
+}
 # Keys that one type of model heeds, and those of them that it cannot do without.
 HEEDED_BY = {
     "feature_name": "feature_extractor",
@@ -161,6 +166,6 @@ def _not_available(job: Job) -> Iterator[Clash]:
             yield Clash((name,), message)
     for name in LOCATIONS:
         found = scheme(getattr(job, name))
-        if found and (name, found) not in AVAILABLE_SCHEMES:
+        if found and found not in AVAILABLE_SCHEMES.get(name, ()):
             message = f"{found}:// is not available in this version, expected a local path"
             yield Clash((name,), message)

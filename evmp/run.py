@@ -13,14 +13,15 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from evmp import _native, publish, resource
+from evmp.asset import localize
 from evmp.child import call_in_child
 from evmp.errors import ConfigError, EvmpError, Interrupted, SinkError, TooManyFailures
 from evmp.grid import Block, Grid
@@ -64,6 +65,7 @@ class Plan:
         block_rows: rows committed at once.
         fingerprint: what must be the same for a run to go on with the work of another.
         rank: the worker that this command is; None where it is all of them.
+        copies: of keys whose values are elsewhere, where the copies are on this machine.
     """
 
     job: Job
@@ -74,11 +76,13 @@ class Plan:
     block_rows: int
     fingerprint: dict[str, Any]
     rank: Rank | None = None
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def here(self) -> Job:
-        """The job with the workers, CPUs and GPUs that it has on this machine."""
-        return self.rank.fit(self.job) if self.rank else self.job
+        """The job with the files, workers, CPUs and GPUs that it has on this machine."""
+        job = self.job.model_copy(update=self.copies)
+        return self.rank.fit(job) if self.rank else job
 
     def unpack_code(self, folder: Path) -> Path | None:
         """Unpack the user's code into a new folder within `folder`, and return that, if any.
@@ -91,12 +95,12 @@ class Plan:
         if not self.job.user_resource:
             return None
         folder.mkdir(exist_ok=True)
-        resource.unpack(self.job.user_resource, folder / "code")
+        resource.unpack(self.here.user_resource, folder / "code")
         return folder / "code"
 
 
 def make_plan(job: Job, rank: Rank | None = None) -> Plan:
-    """Look at the model package, the machine and the input.
+    """Look at the model package, the machine and the input; fetch what is elsewhere of them.
 
     Args:
         rank: the worker that this command is, if it is one.
@@ -104,17 +108,19 @@ def make_plan(job: Job, rank: Rank | None = None) -> Plan:
     Raises:
         EvmpError: when the job cannot start; nothing has been written yet.
     """
-    package = None if job.model_type == CUSTOM else load_package(job.model_path)
+    copies = call_in_child(lambda: localize(job))
+    here = job.model_copy(update=copies)
+    package = None if job.model_type == CUSTOM else load_package(here.model_path)
     if package is not None:
         check_model_type(package, job.model_type)
     layout = plan_layout(rank.fit(job) if rank else job, package)
     model: dict[str, Any] = {}
     code = (
-        call_in_child(lambda: resource.fingerprint(job.user_resource)) if job.user_resource else {}
+        call_in_child(lambda: resource.fingerprint(here.user_resource)) if job.user_resource else {}
     )
     source = call_in_child(
         lambda: open_source(job).describe(),
-        lambda: model.update(package.fingerprint() if package else digests_of(job.model_path)),
+        lambda: model.update(package.fingerprint() if package else digests_of(here.model_path)),
     )
     parts = {
         "input": source.fingerprint,
@@ -124,9 +130,8 @@ def make_plan(job: Job, rank: Rank | None = None) -> Plan:
     }
     fingerprint = json.loads(json.dumps(parts))
     block_rows = choose_block_rows(job, source.n_rows, n_workers_of(job, rank))
-    return Plan(
-        job, package, layout, source, open_target(job, source.keys), block_rows, fingerprint, rank
-    )
+    target = open_target(job, source.keys)
+    return Plan(job, package, layout, source, target, block_rows, fingerprint, rank, copies)
 
 
 def n_workers_of(job: Job, rank: Rank | None) -> int:

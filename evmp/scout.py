@@ -146,7 +146,7 @@ class Scout:
         members = None
         if kind == Kind.SAMPLE:
             members = orjson.loads(payload)
-            kind, payload = _located(members)
+            kind, payload = _located(members, self._job)
         match kind:
             case Kind.PATH:
                 return Footage(path=str(payload, "utf-8")), members
@@ -210,7 +210,7 @@ def mark_failed(rows: Ring, r: int, message: str) -> None:
     rows.set_header(r, rows.header(r)._replace(mark=Mark.ERROR, length=len(data)))
 
 
-def _located(members: dict[str, Any]) -> tuple[Kind, memoryview]:
+def _located(members: dict[str, Any], job: Job) -> tuple[Kind, memoryview]:
     """Take the location of its video out of a JSON line."""
     name = next((it for it in NAMES if it in members), NAMES[0])
     location = members.get(name)
@@ -218,7 +218,7 @@ def _located(members: dict[str, Any]) -> tuple[Kind, memoryview]:
         found = "no such key" if name not in members else f"{location!r:.40}"
         raise FetchError(f"{name}: got {found}, expected the path or URL of a video")
     try:
-        kind, payload = payload_of(location)
+        kind, payload = payload_of(location, job)
     except ValueError as error:
         raise FetchError(str(error)) from None
     del members[name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from evmp.errors import DownloadError
@@ -28,11 +28,23 @@ def read_body(
     deadline: Deadline,
     watch: Callable[[bytes], object] = lambda chunk: None,
 ) -> bytes:
-    """Return the body, unpacked.
+    """Return the body, unpacked; see stream_body. The limit is that of `max_row_bytes`."""
+    return b"".join(stream_body(response, "max_row_bytes", limit, deadline, watch))
+
+
+def stream_body(
+    response: BaseHTTPResponse,
+    key: str,
+    limit: int,
+    deadline: Deadline,
+    watch: Callable[[bytes], object] = lambda chunk: None,
+) -> Iterator[bytes]:
+    """Yield the body, unpacked, in pieces.
 
     Args:
         response: its head has come; opened without preloading or decoding.
-        limit: the bytes of `max_row_bytes`.
+        key: of the job, which sets the limit.
+        limit: the most bytes.
         deadline: that of the whole download.
         watch: called with each chunk as it comes over the wire.
 
@@ -43,22 +55,23 @@ def read_body(
     """
     announced = getattr(response, "length_remaining", None)
     if announced is not None and announced > limit:
-        raise DownloadError(f"{announced} bytes exceed max_row_bytes, {limit}")
+        raise DownloadError(f"{announced} bytes exceed {key}, {limit}")
     unpacker = _unpacker(response)
-    body, n_come = bytearray(), 0
+    n_come, n_bytes = 0, 0
     while chunk := response.read1(CHUNK_BYTES, decode_content=False):
         deadline.check()
         watch(chunk)
         n_come += len(chunk)
-        body += unpacker.decompress(chunk, limit + 1 - len(body)) if unpacker else chunk
-        if max(n_come, len(body)) > limit:
-            raise DownloadError(f"more bytes come than max_row_bytes, {limit}")
+        piece = unpacker.decompress(chunk, limit + 1 - n_bytes) if unpacker else chunk
+        n_bytes += len(piece)
+        if max(n_come, n_bytes) > limit:
+            raise DownloadError(f"more bytes come than {key}, {limit}")
+        yield piece
     deadline.check()  # whoever has cut the connection off, the body ends there
-    if not body and announced is None:
+    if not n_bytes and announced is None:
         raise Again("the answer is empty")
     if unpacker and not unpacker.eof:
         raise Again(f"the {response.headers['content-encoding']} stream is cut short")
-    return bytes(body)
 
 
 def size_of(headers: Mapping[str, str], start: int) -> int:

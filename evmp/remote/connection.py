@@ -35,10 +35,14 @@ class Guard:
     Args:
         allow_private: whether any address may be reached, or only those of the public internet.
         connect_seconds: for each address of a host.
+        known: a host and its port that may be reached, whatever the address.
     """
 
-    def __init__(self, *, allow_private: bool, connect_seconds: float) -> None:
+    def __init__(
+        self, *, allow_private: bool, connect_seconds: float, known: tuple[str, int] = ("", 0)
+    ) -> None:
         self._allow_private, self._connect_seconds = allow_private, connect_seconds
+        self._known = known
         self._deadlines: dict[int, Deadline] = {}
         self._sockets: dict[int, socket.socket] = {}
 
@@ -73,8 +77,9 @@ class Guard:
             Again: when it cannot be reached now.
         """
         refused, failure = "", "no address"
+        allow_private = self._allow_private or (host.strip("[]"), port) == self._known
         for family, kind, protocol, _, address in _resolve(host, port):
-            if not (self._allow_private or is_public(str(address[0]))):
+            if not (allow_private or is_public(str(address[0]))):
                 refused = str(address[0])
                 continue
             try:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from evmp.job import Job
 
 T = TypeVar("T")
-_Take = Callable[[urllib3.BaseHTTPResponse, Deadline], T]
+Take = Callable[[urllib3.BaseHTTPResponse, Deadline], T]
 
 MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
@@ -37,12 +37,18 @@ _HEADERS: Final = {
 
 
 class HttpRemote:
-    """Files behind http:// and https:// URLs; see Remote."""
+    """Files behind http:// and https:// URLs; see Remote.
 
-    def __init__(self, job: Job) -> None:
+    Args:
+        known: a URL that the job itself names, whose host may be private.
+    """
+
+    def __init__(self, job: Job, known: str = "") -> None:
         self._job = job
         self._guard = Guard(
-            allow_private=job.allow_private_hosts, connect_seconds=job.connect_timeout_seconds
+            allow_private=job.allow_private_hosts,
+            connect_seconds=job.connect_timeout_seconds,
+            known=_place_of(known),
         )
         self._pools = Pools(self._guard, job.download_concurrency)
 
@@ -50,7 +56,7 @@ class HttpRemote:
         """Get the file; see Remote."""
 
         def whole(response: urllib3.BaseHTTPResponse, deadline: Deadline) -> bytes:
-            _check_status(response, HTTPStatus.OK)
+            check_status(response, HTTPStatus.OK)
             return read_body(response, self._job.max_row_bytes, deadline)
 
         return self._persist(location, {}, whole)
@@ -65,7 +71,7 @@ class HttpRemote:
                 return Piece(0, body, len(body), version)
             if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 return Piece(start, b"", start, version)
-            _check_status(response, HTTPStatus.PARTIAL_CONTENT)
+            check_status(response, HTTPStatus.PARTIAL_CONTENT)
             size = size_of(response.headers, start)
             return Piece(start, read_body(response, stop - start, deadline), size, version)
 
@@ -79,19 +85,30 @@ class HttpRemote:
         """Empty the pools; see Remote."""
         self._pools.clear()
 
-    def _persist(self, url: str, headers: Mapping[str, str], take: _Take[T]) -> T:
-        """Return what `take` makes of the answer, whose head has come."""
-        deadline = Deadline("download_timeout_seconds", self._job.download_timeout_seconds)
+    def ask(
+        self, url: str, headers: Callable[[], Mapping[str, str]], take: Take[T], deadline: Deadline
+    ) -> T:
+        """Return what `take` makes of the answer, whose head has come.
+
+        Args:
+            headers: makes those of the next attempt.
+            take: called for each attempt; what it leaves of the body is dismissed.
+
+        Raises:
+            DownloadError: see `fetch`.
+        """
         with self._guard.until(deadline):
             return persist(
-                lambda: self._follow(url, headers, take, deadline),
+                lambda: self._follow(url, headers(), take, deadline),
                 deadline,
                 self._job.download_retries,
             )
 
-    def _follow(
-        self, url: str, headers: Mapping[str, str], take: _Take[T], deadline: Deadline
-    ) -> T:
+    def _persist(self, url: str, headers: Mapping[str, str], take: Take[T]) -> T:
+        deadline = Deadline("download_timeout_seconds", self._job.download_timeout_seconds)
+        return self.ask(url, lambda: headers, take, deadline)
+
+    def _follow(self, url: str, headers: Mapping[str, str], take: Take[T], deadline: Deadline) -> T:
         """Get a file, where it is now."""
         for _ in range(MAX_REDIRECTS + 1):
             with told(deadline, self._job.read_timeout_seconds):
@@ -121,6 +138,15 @@ class HttpRemote:
         )
 
 
+def _place_of(url: str) -> tuple[str, int]:
+    """Return the host and the port of a URL."""
+    try:
+        parts = urlsplit(url)
+        return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        raise DownloadError("not a URL") from None
+
+
 def _authorization(url: str) -> Mapping[str, str]:
     """Return the header for the credentials in a URL; a redirect elsewhere does not repeat them."""
     parts = urlsplit(url)
@@ -141,7 +167,8 @@ def _target_of(url: str, response: urllib3.BaseHTTPResponse) -> str:
     return target
 
 
-def _check_status(response: urllib3.BaseHTTPResponse, expected: HTTPStatus) -> None:
+def check_status(response: urllib3.BaseHTTPResponse, expected: HTTPStatus) -> None:
+    """Raise DownloadError or Again unless the answer has the status."""
     status = response.status
     if status == expected:
         return

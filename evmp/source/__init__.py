@@ -53,6 +53,8 @@ class SourceInfo:
     """JSON: files with their absolute path, size, mtime_ns and rows, or the like of a table that is
     none. Differs if the input does."""
     keys: tuple[KeyField, ...]
+    copy: str = ""
+    """Where the copy of an input is that was fetched from elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +125,7 @@ def open_source(job: Job, planned: SourceInfo | None = None) -> Source:
         return ParquetSource(job)
     from evmp.source.filelist import FileListSource
 
-    return FileListSource(job.input_oss_file, max_row_bytes=job.max_row_bytes)
+    return FileListSource(job, planned)
 
 
 def _import_maxcompute() -> Any:

@@ -16,7 +16,7 @@ from evmp.errors import SourceError
 from evmp.key import KeyField, key_values, table_field
 from evmp.source import Kind, Row
 from evmp.source.layout import KEY, first_line
-from evmp.source.location import payload_of, shown
+from evmp.source.location import payload_of
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -25,19 +25,15 @@ Cell = memoryview | bytes | None
 
 
 class Columns:
-    """What a job makes of a table's columns.
+    """What a job makes of a table's columns."""
 
-    Args:
-        is_local: whether the table is of this machine, and may name its files.
-    """
-
-    def __init__(self, job: Job, *, is_local: bool = True) -> None:
+    def __init__(self, job: Job) -> None:
+        self._job = job
         self.image = job.image_col
         self.reserved = tuple(dict.fromkeys(job.reserved_columns))
         self.needed = tuple(dict.fromkeys((self.image, *self.reserved)))
         self._is_url = job.image_type == "url"
         self._max_row_bytes = job.max_row_bytes
-        self._may_name_files = is_local or job.allow_local_paths
 
     def check_image(self, dtype: pa.DataType, table: object) -> None:
         """Make sure that the image column of `table` holds text.
@@ -92,13 +88,7 @@ class Columns:
                 )
             if not self._is_url:
                 return Row(index, Kind.BASE64, cell, keys)
-            kind, payload = payload_of(str(cell, "utf-8").strip())
-            if kind == Kind.PATH and not self._may_name_files:
-                raise ValueError(
-                    f"{shown(str(payload, 'utf-8'))} is a file of this machine, which a table from "
-                    "elsewhere may name only with allow_local_paths: true"
-                )
-            return Row(index, kind, payload, keys)
+            return Row(index, *payload_of(str(cell, "utf-8").strip(), self._job), keys)
         except UnicodeDecodeError as error:
             message = f"column {self.image!r} is not UTF-8 at byte {error.start}"
         except ValueError as error:

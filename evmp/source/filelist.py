@@ -3,7 +3,8 @@
 UTF-8; a byte order mark, CRLF and white space around an entry are dropped, blank lines are no
 rows. A line that starts with `{` is a JSON object and becomes a sample, whatever else a line holds
 is the path or URL of an image, and both may stand in one list. Relative paths are taken from the
-current directory, not from the list's, as the job file's own paths are. A line that is not UTF-8,
+current directory, not from the list's, as the job file's own paths are. A list on another machine
+is fetched before it is looked at, and from then on its copy is read. A line that is not UTF-8,
 is no JSON object though it starts like one, is longer than `max_row_bytes` or has a scheme that
 cannot be read is an error row.
 
@@ -16,15 +17,20 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 import orjson
 
-from evmp.errors import SourceError
+from evmp.errors import DownloadError, SourceError
+from evmp.fetch import fetch, is_elsewhere
 from evmp.key import KeyField
 from evmp.source import Kind, Row, SourceInfo
 from evmp.source.lineindex import LineIndex
 from evmp.source.location import payload_of, stat_input
+from evmp.value import mask
+
+if TYPE_CHECKING:
+    from evmp.job import Job
 
 KEY = "input_oss_file"
 READ_BUFFER_BYTES = 256 << 10
@@ -41,11 +47,15 @@ class Line(NamedTuple):
 
 
 class FileListSource:
-    """The rows of a local file list."""
+    """The rows of a file list.
 
-    def __init__(self, path: str | os.PathLike[str], *, max_row_bytes: int) -> None:
-        self._path = Path(path).absolute()
-        self._max_row_bytes = max_row_bytes
+    Args:
+        planned: what `describe` has found when the job was planned.
+    """
+
+    def __init__(self, job: Job, planned: SourceInfo | None = None) -> None:
+        self._job, self._max_row_bytes = job, job.max_row_bytes
+        self._path = Path((planned and planned.copy) or job.input_oss_file).absolute()
         self._index: LineIndex | None = None
         self._file: BinaryIO | None = None
         self._size = 0  # of the list, when its lines were looked for
@@ -53,18 +63,16 @@ class FileListSource:
 
     def describe(self) -> SourceInfo:
         """Count the rows, about 1 GB/s; see Source."""
+        fetched = self._fetch() if is_elsewhere(self._job.input_oss_file) else {}
         status = self._stat()
         try:
             n_rows = self._lines().count()
         except OSError as error:
             raise self._unreadable(error) from None
-        file = {
-            "path": str(self._path),
-            "size": status.st_size,
-            "mtime_ns": status.st_mtime_ns,
-            "rows": n_rows,
-        }
-        return SourceInfo(n_rows, {"files": [file]}, (KeyField("image"),))
+        own = {"path": str(self._path), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        file = {**(fetched or own), "rows": n_rows}
+        copy = str(self._path) if fetched else ""
+        return SourceInfo(n_rows, {"files": [file]}, (KeyField("image"),), copy)
 
     def read(self, start: int, stop: int) -> Iterator[Row]:
         """Yield the rows [start, stop); see Source."""
@@ -84,6 +92,17 @@ class FileListSource:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+    def _fetch(self) -> dict[str, object]:
+        """Fetch the list, and return what tells it from others."""
+        shown = mask(self._job.input_oss_file)
+        try:
+            copy = fetch(KEY, self._job.input_oss_file, self._job)
+        except DownloadError as error:
+            raise SourceError(f"{KEY}: {shown}: {error}") from None
+        self._path = copy.file
+        (item,) = copy.items.values()
+        return {"path": shown, **item._asdict()}
 
     def _stat(self) -> os.stat_result:
         status = stat_input(KEY, self._path)
@@ -155,7 +174,7 @@ class FileListSource:
         if text.startswith("{"):
             return _sample_row(index, text, line.text)
         try:
-            return Row(index, *payload_of(text), (text,))
+            return Row(index, *payload_of(text, self._job), (text,))
         except ValueError as error:
             return _error_row(index, text, str(error))
 

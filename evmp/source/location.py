@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from evmp.errors import SourceError
@@ -16,10 +17,13 @@ from evmp.remote import is_remote
 from evmp.source import Kind
 from evmp.value import mask, scheme
 
+if TYPE_CHECKING:
+    from evmp.job import Job
+
 MAX_SHOWN_CHARS = 200  # of an input's text in a message
 
 
-def payload_of(location: str) -> tuple[Kind, bytes]:
+def payload_of(location: str, job: Job) -> tuple[Kind, bytes]:
     """Return the kind and the payload of a row that names its image by a path or URL.
 
     Raises:
@@ -27,15 +31,16 @@ def payload_of(location: str) -> tuple[Kind, bytes]:
     """
     if is_remote(location):
         return Kind.URL, location.encode("utf-8")
-    return Kind.PATH, local_path(location).encode("utf-8")
+    return Kind.PATH, local_path(location, job).encode("utf-8")
 
 
-def local_path(location: str) -> str:
-    """Return the local path that `location`, a path or a `file:` or `local:` URI, names.
+def local_path(location: str, job: Job) -> str:
+    """Return the local path that `location`, a path or a `file:` or `local:` URI of a row, names.
 
     Raises:
-        ValueError: when `location` names nothing on this machine's file system; the message says
-            why in words that end up in the row's result.
+        ValueError: when `location` names nothing on this machine's file system, or the job's rows
+            may not name what is there; the message says why in words that end up in the row's
+            result.
     """
     if not location:
         raise ValueError("the location is empty, expected a path")
@@ -48,6 +53,11 @@ def local_path(location: str) -> str:
     path = unquote(urlsplit(location).path) if kind else location
     if "\0" in path:
         raise ValueError(f"{shown(path)!r} holds a NUL character, expected a path")
+    if not job.may_name_files:
+        raise ValueError(
+            f"{shown(path)} is a file of this machine, which an input from elsewhere may name only "
+            "with allow_local_paths: true"
+        )
     return path
 
 

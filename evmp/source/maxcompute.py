@@ -77,7 +77,7 @@ class MaxComputeSource:
     def __init__(self, job: Job, planned: SourceInfo | None = None) -> None:
         self._job, self._planned = job, planned
         self._table = table_of(job.input_table)
-        self._columns = Columns(job, is_local=False)
+        self._columns = Columns(job)
         self._service: Service | None = None
         self._session: TableDownloadSession | None = None
         self._ahead: Generator[Row] | None = None

@@ -172,7 +172,7 @@ class OssStorage:
     def names(self, folder: str, start: str = "") -> list[str]:
         """List the keys with a prefix; see Storage."""
         prefix = self.key(f"{folder}/{start}" if folder else start)
-        return sorted(self._name(key) for page in self._pages(prefix, "/") for key in page)
+        return sorted(self._name(it.key) for page in self._pages(prefix, "/") for it in page)
 
     def delete(self, name: str) -> None:
         """Delete it; see Storage."""
@@ -182,7 +182,7 @@ class OssStorage:
         """Delete many at a time, and abort what is being sent there; see Storage."""
         for page in self._pages(self.key(f"{folder}/"), ""):
             if page:
-                self.ask(partial(_delete_all, keys=page), folder)
+                self.ask(partial(_delete_all, keys=[it.key for it in page]), folder)
         for name, upload in self.uploads(f"{folder}/"):
             self.abort(name, upload)
 
@@ -209,6 +209,15 @@ class OssStorage:
     def key(self, name: str) -> str:
         """Return the key of an object, or what the keys of several begin with."""
         return f"{self._prefix}{name}"
+
+    def tree(self) -> dict[str, Status]:
+        """Return what is known of every object, those in folders of folders included, by name."""
+        pages = self._pages(self.key(""), "")
+        return {
+            self._name(it.key): Status(it.size, float(it.last_modified), it.etag)
+            for page in pages
+            for it in page
+        }
 
     def put(self, name: str, data: bytes, *, maker: str = "", once: bool = False) -> None:
         """Make an object in one request.
@@ -374,12 +383,12 @@ class OssStorage:
     def _name(self, key: str) -> str:
         return key[len(self._prefix) :]
 
-    def _pages(self, prefix: str, delimiter: str) -> Iterator[list[str]]:
-        """Yield the keys that begin with a prefix, as many as OSS lists at once."""
+    def _pages(self, prefix: str, delimiter: str) -> Iterator[list[Any]]:
+        """Yield what begins with a prefix, as oss2 tells of it, as much as OSS lists at once."""
         token = ""
         while True:
             page = self.ask(partial(_list, prefix=prefix, delimiter=delimiter, token=token), "")
-            yield [it.key for it in page.object_list]
+            yield page.object_list
             if not page.is_truncated:
                 return
             token = page.next_continuation_token
