@@ -172,7 +172,7 @@ class Tunnel(TableTunnel):  # type: ignore[misc]
 
 
 class Service:
-    """One project, as seen by a job. For one thread; made when first asked.
+    """One project, as seen by a job. Several threads may share it to upload, and for nothing else.
 
     Raises:
         ConfigError: when nothing says where the service is.

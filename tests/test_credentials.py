@@ -25,10 +25,12 @@ from test_maxcompute import JOB, SCHEMA, TYPES, URI, rows_of_photos, titles_unti
 from test_remote_http import job_of, self_signed
 
 from evmp.child import call_in_child
-from evmp.errors import CredentialsError, DownloadError
+from evmp.errors import CredentialsError, DownloadError, SinkError, SourceError
 from evmp.job import Job
+from evmp.key import table_field
 from evmp.remote.oss import OssRemote
-from evmp.source import open_source
+from evmp.source import maxcompute, open_source
+from evmp.target import table
 
 BODY = b"0123456789" * 1000
 KEY_ID, SECRET = "LTAI-who-assumes", "secret-of-who-assumes"
@@ -123,6 +125,29 @@ def test_a_role_reads_tables_too(sts: StsServer, monkeypatch: pytest.MonkeyPatch
         with pytest.raises(CredentialsError, match="refused by STS: 403 NoPermission"):
             open_source(job).describe()
         gc.collect()  # pyodps' readers hold themselves, and with them their connections
+
+
+def test_a_role_writes_tables_and_is_waited_for(
+    sts: StsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maxcompute, "START_SECONDS", 0.3)
+    monkeypatch.setattr(table, "START_SECONDS", 0.3)
+    with MaxCompute() as service:
+        monkeypatch.setenv("ODPS_ENDPOINT", service.environment()["ODPS_ENDPOINT"])
+        sts.grant = lambda key_id, *rest: service.lent.update({key_id: rest})
+        output = {"output_oss_file": "", "output_table": "odps://shop/tables/results"}
+        job = Job(**{**JOB, **output}, arn=ROLE, sts_endpoint=sts.endpoint)
+        keys = tuple(table_field(name, pa.string()) for name in job.reserved_columns)
+
+        table.OutputTable(job, keys).prepare()
+        assert service.tables["results"].lifecycle == 10
+
+        sts.faults = [503] * 1000
+        with pytest.raises(SinkError, match="cannot be reached: STS answers with status 503"):
+            table.OutputTable(job, keys).standing()
+        with pytest.raises(SourceError, match="cannot be looked at: STS answers with status 503"):
+            open_source(job).describe()
+        gc.collect()
 
 
 @pytest.mark.parametrize(
