@@ -62,7 +62,8 @@ class Counter(IntEnum):
     GIVEN_UP = 10  # rows that have killed the process in this seat
     AT = 11  # the row that a decoder is at, of those that it holds, plus 1; 0 is none
     ITEMS = 12  # frames or clips of videos whose results the writer has
-    FILL = 13  # the supervisor's seat: fill of each ring in thousandths, from here on
+    MILLISECONDS = 13  # of videos: those the scout has looked at, those the writer is through with
+    FILL = 14  # the supervisor's seat: fill of each ring in thousandths, from here on
 
 
 @dataclass(frozen=True, slots=True)

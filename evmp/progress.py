@@ -19,12 +19,29 @@ from evmp.metrics import Counter, Reading, Seat, State
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
-STAGES: Final = ("reader", "decoder", "process", "predictor", "writer")
+STAGES: Final = ("reader", "scout", "decoder", "process", "predictor", "writer")
 QUEUES: Final = ("payloads", "pixels", "results")
 LINE_SECONDS: Final = 5.0
 FRAME_SECONDS: Final = 0.25
 WINDOW_SECONDS: Final = 10.0  # over which the rate is taken
 BUSY_ENOUGH: Final = 0.7  # a stage below this is nobody's bottleneck
+
+
+@dataclass(frozen=True, slots=True)
+class Footage:
+    """How far the videos are.
+
+    Attributes:
+        items: frames or clips that are done, in this run.
+        rate: of them per second.
+        left: seconds of video to come; those that nobody has looked at count as long as others.
+        speed: seconds of video per second.
+    """
+
+    items: int
+    rate: float
+    left: float
+    speed: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +55,7 @@ class Snapshot:
         busy: share of the time that the processes of each stage worked, 0 to 1.
         restarts: processes that were started again.
         state: what the job does when no rows come.
+        footage: how far a job over videos is within them; None for any other.
     """
 
     done: int
@@ -48,10 +66,13 @@ class Snapshot:
     busy: dict[str, float]
     restarts: int
     state: str = ""
+    footage: Footage | None = None
 
     @property
     def eta_seconds(self) -> float | None:
         """Seconds until the last row, or None."""
+        if self.footage:
+            return self.footage.left / self.footage.speed if self.footage.speed > 0 else None
         return (self.total - self.done) / self.rate if self.rate > 0 else None
 
     @property
@@ -83,13 +104,20 @@ class Meter:
         self._queues = queues
         self.workers, self._total, self._elsewhere = workers, total, elsewhere
         self._base = [(0, 0)] * len(workers)
+        self._has_videos = "scout" in roles
         self._history: deque[tuple[float, int, dict[str, tuple[float, float]]]] = deque()
+        self._footage: deque[tuple[float, int, float]] = deque()
 
     def rebase(self, worker: int, done: int, failed: int) -> None:
         """Count a worker's rows on from what its shard has committed, before it starts."""
         self._base[worker] = (done, failed)
         counters = self.workers[worker][-1].counters
         counters[Counter.ROWS] = counters[Counter.FAILED] = 0
+        for seat in self.workers[worker]:
+            if seat.role in ("scout", "writer"):
+                seat.counters[Counter.MILLISECONDS] = seat.counters[Counter.ITEMS] = 0
+            if seat.role == "scout":
+                seat.counters[Counter.ROWS] = 0
 
     def rows(self) -> tuple[int, int]:
         """Return how many rows are done, and how many of them failed."""
@@ -117,7 +145,30 @@ class Meter:
             busy={s: _share(times[s], times_then[s]) for s in self._stages},
             restarts=sum(reading.restarts for reading in self.readings()),
             state=self._state(),
+            footage=self._read_footage(done) if self._has_videos else None,
         )
+
+    def _read_footage(self, done: int) -> Footage:
+        """Return how far the videos are."""
+        items = self._sum("writer", Counter.ITEMS)
+        gone = self._sum("writer", Counter.MILLISECONDS) / 1000
+        seen = self._sum("scout", Counter.MILLISECONDS) / 1000
+        n_seen = self._sum("scout", Counter.ROWS)
+        now = time.monotonic()
+        self._footage.append((now, items, gone))
+        while now - self._footage[0][0] > WINDOW_SECONDS and len(self._footage) > 2:
+            self._footage.popleft()
+        then, items_then, gone_then = self._footage[0]
+        n_done = sum(seats[-1].counters[Counter.ROWS] for seats in self.workers)
+        n_unseen = max(0, self._total - (done - n_done) - n_seen)
+        left = max(0.0, seen - gone) + n_unseen * seen / max(1, n_seen)
+        span = now - then or 1.0
+        rate, speed = (items - items_then) / span, (gone - gone_then) / span
+        return Footage(items, max(0.0, rate), left, max(0.0, speed))
+
+    def _sum(self, role: str, counter: Counter) -> int:
+        seats = (seat for seats in self.workers for seat in seats if seat.role == role)
+        return sum(seat.counters[counter] for seat in seats)
 
     def _state(self) -> str:
         before = (State.EMPTY, State.STARTING)
@@ -242,10 +293,11 @@ def open_display(*, quiet: bool) -> Display:
 
 def describe(snapshot: Snapshot) -> str:
     """Return a snapshot as one line."""
-    percent = 100 * snapshot.done / max(1, snapshot.total)
+    percent, footage = 100 * snapshot.done / max(1, snapshot.total), snapshot.footage
     parts = [
-        f"{snapshot.done}/{snapshot.total} rows ({percent:.1f} %)",
-        f"{snapshot.rate:.1f} rows/s",
+        f"{snapshot.done}/{snapshot.total} {_noun(snapshot)} ({percent:.1f} %)",
+        f"{footage.items} frames or clips" if footage else "",
+        _rate(snapshot),
         f"ETA {clock(snapshot.eta_seconds)}",
         f"{snapshot.failed} failed",
         "queues " + " ".join(f"{name} {100 * fill:.0f} %" for name, fill in snapshot.fill.items()),
@@ -253,7 +305,18 @@ def describe(snapshot: Snapshot) -> str:
     if snapshot.restarts:
         parts.append(f"{snapshot.restarts} restarts")
     parts.append(snapshot.state or f"bottleneck: {snapshot.bottleneck or 'none'}")
-    return ", ".join(parts)
+    return ", ".join(filter(None, parts))
+
+
+def _noun(snapshot: Snapshot) -> str:
+    return "videos" if snapshot.footage else "rows"
+
+
+def _rate(snapshot: Snapshot) -> str:
+    footage = snapshot.footage
+    if footage is None:
+        return f"{snapshot.rate:.1f} rows/s"
+    return f"{footage.rate:.1f}/s, {footage.speed:.1f} x as fast as they run"
 
 
 def _panel(snapshot: Snapshot) -> Group:
@@ -265,8 +328,8 @@ def _panel(snapshot: Snapshot) -> Group:
     head = Table.grid(padding=(0, 2))
     head.add_row(
         ProgressBar(total=max(1, snapshot.total), completed=snapshot.done, width=40),
-        f"{snapshot.done} of {snapshot.total} rows",
-        f"{snapshot.rate:.1f} rows/s",
+        f"{snapshot.done} of {snapshot.total} {_noun(snapshot)}",
+        _rate(snapshot),
         f"ETA {clock(snapshot.eta_seconds)}",
         Text(f"{snapshot.failed} failed", style="red" if snapshot.failed else "dim"),
     )
@@ -274,6 +337,8 @@ def _panel(snapshot: Snapshot) -> Group:
     cells: list[Text] = []
     fills = list(snapshot.fill.values())
     behind = {"reader": fills[:1], "decoder": fills[1:2], "process": fills[2:-1]}
+    if snapshot.footage:
+        behind.update(scout=fills[1:2], decoder=fills[2:3], process=fills[3:-1])
     behind["predictor"] = fills[-1:]
     for stage, busy in snapshot.busy.items():
         style = "bold yellow" if stage == snapshot.bottleneck else ""

@@ -140,6 +140,7 @@ class Scout:
                 f"{index.duration_seconds:.0f} seconds exceed max_video_seconds "
                 f"{self._job.max_video_seconds:g}"
             )
+        self._seat.add(Counter.MILLISECONDS, round(1000 * index.duration_seconds))
         yield from segments_of(index, self._job, self._enough, self._most)
 
     def _footage(self, kind: int, payload: memoryview) -> tuple[Footage, dict[str, Any] | None]:

@@ -24,7 +24,7 @@ from evmp.ring import Mark, Ring, RingStopped
 from evmp.sink import Record, Sink, max_result_bytes, open_sink, writing
 from evmp.stage import claims, error_result
 from evmp.video.gathering import Gathering
-from evmp.video.part import part_of
+from evmp.video.part import Of, part_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,6 +78,7 @@ class Writer:
         self._max_bytes = max_result_bytes(self._job)
         self._results.populate(1)
         if self._gathering is not None:
+            self._before = self._seat.counters[Counter.MILLISECONDS]
             self._gathering.open(self._ledger.reel(self._run))
 
     def run(self) -> None:
@@ -108,7 +109,9 @@ class Writer:
                 self._seat.enter(State.BUSY)
                 keys, part = part_of(note)
                 record, at = self._gathering.add(n, header.row, keys, part, failed, data), part.n
-                self._seat.add(Counter.ITEMS, 1)
+                self._seat.add(Counter.ITEMS, part.of == Of.ITEM)
+                gone = round(1000 * self._gathering.seconds)
+                self._seat.counters[Counter.MILLISECONDS] = self._before + gone
             if record is not None:
                 if len(record.result) > self._max_bytes:
                     message = self._too_long(len(record.result))

@@ -168,3 +168,23 @@ def test_display_fits_where_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert isinstance(open_display(quiet=True), Quiet)
     assert isinstance(open_display(quiet=False), Lines)
+
+
+def test_videos_end_when_what_is_left_of_them_has_run() -> None:
+    board = Board(["worker", "reader", "scout", "decoder", "predictor", "writer"], 1)
+    seats = {seat.role: seat for seat in board.workers[0]}
+    meter = Meter(board.workers, 10, (0, 0), ["videos", "segments", "pixels", "results"])
+    meter.read()
+    seats["scout"].add(Counter.ROWS, 4)
+    seats["scout"].add(Counter.MILLISECONDS, 400_000)
+    seats["writer"].add(Counter.ROWS, 2)
+    seats["writer"].add(Counter.ITEMS, 1100)
+    seats["writer"].add(Counter.MILLISECONDS, 220_000)
+
+    snapshot = meter.read()
+
+    assert snapshot.footage is not None
+    assert snapshot.footage.items == 1100
+    assert snapshot.footage.left == pytest.approx(180 + 600)
+    assert snapshot.eta_seconds == pytest.approx(780 / snapshot.footage.speed)
+    assert describe(snapshot).startswith("2/10 videos (20.0 %), 1100 frames or clips, ")

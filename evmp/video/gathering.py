@@ -15,7 +15,7 @@ import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 import orjson
 
@@ -53,6 +53,8 @@ class Gathering:
         self._n_good = self._n_failed = 0
         self._failure: tuple[dict[str, float], dict[str, str]] | None = None
         self._summary = summary_of(job)
+        self.seconds = self._at = 0.0
+        """Of videos, that have gone by since it was opened; and where in this one that is."""
 
     def open(self, path: Path) -> None:
         """Go on with a reel, or begin one."""
@@ -91,7 +93,10 @@ class Gathering:
         if part.of == Of.ROW:
             return Record(row, keys, data, failed)
         if part.of == Of.END:
-            return Record(row, keys, *self._whole(row, data))
+            record = Record(row, keys, *self._whole(row, data))
+            self._go_to(orjson.loads(data)["duration_seconds"])
+            self._at = 0.0
+            return record
         assert self._file is not None
         if row == self._row and n <= self._last:
             return None
@@ -101,14 +106,20 @@ class Gathering:
         entry = _Entry(n, row, failed, b"".join((part.head, b',"result":', data, b"}")))
         head = _HEAD.pack(n, row, len(entry.data), failed)
         write_whole(self._file, head + entry.data)
-        self._count(entry)
+        self._go_to(list(self._count(entry).values())[-1])
         return None
 
-    def _count(self, entry: _Entry) -> None:
+    def _go_to(self, seconds: float) -> None:
+        """Note how far the video is."""
+        self.seconds += max(0.0, seconds - self._at)
+        self._at = max(self._at, seconds)
+
+    def _count(self, entry: _Entry) -> dict[str, float]:
+        """Count a result. Returns what stands beside it."""
         if entry.row != self._row:
             self._start_over(entry.row)
         self._last = entry.n
-        members = orjson.loads(entry.data)
+        members: dict[str, Any] = orjson.loads(entry.data)
         result = members.pop("result")
         if entry.failed:
             self._n_failed += 1
@@ -117,6 +128,7 @@ class Gathering:
         else:
             self._n_good += 1
             self._summary.add(members, result)
+        return members
 
     def _start_over(self, row: int) -> None:
         self._row, self._last = row, -1
