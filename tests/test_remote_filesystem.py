@@ -140,11 +140,12 @@ def test_a_missing_library_is_named() -> None:
 
 
 def test_what_is_on_this_machine_is_no_file_of_another() -> None:
-    assert payload_of("local:///etc/passwd") == (Kind.PATH, b"/etc/passwd")
-    assert payload_of("simplecache::s3://b/k") == (Kind.PATH, b"simplecache::s3://b/k")
+    job = job_of()
+    assert payload_of("local:///etc/passwd", job) == (Kind.PATH, b"/etc/passwd")
+    assert payload_of("simplecache::s3://b/k", job) == (Kind.PATH, b"simplecache::s3://b/k")
     for kind in ("memory", "zip", "reference", "generic", "dir", "github"):
         with pytest.raises(ValueError, match=f"{kind}:// cannot be read"):
-            payload_of(f"{kind}://a::file:///etc/passwd")
+            payload_of(f"{kind}://a::file:///etc/passwd", job)
 
 
 def test_rows_of_a_job_may_be_on_s3(
