@@ -109,7 +109,7 @@ def test_result_becomes_a_table_with_its_record_beside_the_staging(
     assert ids(service, "pt=1" if uri == PART else "") == ROWS
     assert [it.name for it in tmp_path.iterdir()] == [f"{name}.evmp.json"]
     record = json.loads((tmp_path / f"{name}.evmp.json").read_text())
-    assert open_target(job, KEYS).finished() == record
+    assert open_target(job, KEYS).finished() == open_target(job, ()).finished() == record
     assert record["result"]["rows"] == N_ROWS
     assert service.count("upload.commit") == 1
 

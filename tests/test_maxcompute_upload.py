@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import gc
+import io
 from collections.abc import Iterator
 from decimal import Decimal
 from functools import partial
@@ -14,12 +15,13 @@ import pytest
 from maxcompute.fault import Fault, Harm
 from maxcompute.server import MaxCompute
 from odps.errors import ODPSError
+from odps.tunnel.io.reader import ArrowStreamReader
 
 from evmp.errors import SinkError
 from evmp.job import Job
 from evmp.maxcompute import OUTAGE, Service, persist
 from evmp.target.column import check_columns, kinds_of
-from evmp.target.upload import Upload
+from evmp.target.upload import Upload, stream
 from evmp.value import table_of
 
 SCHEMA = pa.schema({"id": pa.int64(), "prediction_result": pa.string()})
@@ -164,6 +166,16 @@ def test_outage_that_stays_is_told_and_nothing_is_to_be_seen(service: MaxCompute
         upload(SCHEMA, *BLOCKS, seconds=0.3)
 
     assert ids(service) == list(range(500, 600))
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 5_000, 20_000])
+def test_stream_of_a_block_is_what_pyodps_reads(n_rows: int) -> None:
+    batches = [rows(start, min(start + 7_000, n_rows)) for start in range(0, n_rows, 7_000)]
+
+    body = b"".join(stream(batches))
+
+    with pa.ipc.open_stream(ArrowStreamReader(io.BytesIO(body), SCHEMA)) as reader:
+        assert reader.read_all() == pa.Table.from_batches(batches, SCHEMA)
 
 
 COLUMNS: dict[str, tuple[pa.Array[Any], str, list[Any]]] = {
