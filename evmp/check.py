@@ -24,6 +24,7 @@ from evmp.metrics import Board
 from evmp.pipeline import Worker
 from evmp.placement import uses_gpu
 from evmp.ring import Mark
+from evmp.value import mask
 
 if TYPE_CHECKING:
     from evmp.run import Plan
@@ -94,7 +95,7 @@ def _describe(plan: Plan) -> list[str]:
     before = layout.hops[-2]
     n_blocks = -(-plan.source.n_rows // plan.block_rows)
     return [
-        f"input        {job.input_table or job.input_oss_file}: {plan.source.n_rows} rows",
+        f"input        {mask(job.input_table or job.input_oss_file)}: {plan.source.n_rows} rows",
         *(f"model        {model}" for model in _describe_models(plan)),
         f"output       {plan.target.uri}",
         f"blocks       {n_blocks} of up to {plan.block_rows} rows",
@@ -110,7 +111,7 @@ def _describe(plan: Plan) -> list[str]:
 
 def _describe_models(plan: Plan) -> Iterator[str]:
     if plan.package is None:
-        yield f"{plan.job.model_path}: {plan.job.model_type}, {plan.job.user_predictor_cls}"
+        yield f"{mask(plan.job.model_path)}: {plan.job.model_type}, {plan.job.user_predictor_cls}"
         return
     for package in plan.package.models:
         spec = package.input

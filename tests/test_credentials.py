@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from conftest import ROOT
+from httpserver import serving
 from jobfolder import JobFolder
 from maxcompute.server import MaxCompute
 from ossserver import OssServer, serving_oss
@@ -225,6 +227,46 @@ def test_nobody_is_told(
     assert not any(
         secret in text for text in told for secret in (SECRET, *sts.secrets, *oss.keys, KEY_ID)
     )
+
+
+def test_what_urls_hold_is_told_to_nobody(
+    job: JobFolder,
+    tiny_model: Path,
+    photo_file: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(job.path / "cache"))
+    archive = shutil.make_archive(str(job.path / "model"), "gztar", tiny_model)
+    with serving() as web:
+        own = web.url.replace("://", "://someone:pass-word@")
+        image = photo_file("coffee", size=(60, 40))
+        lines = [web.put(f"/{n}.jpg", image) for n in range(9)]
+        web.put("/in.txt?signature=sig-nature", "\n".join([*lines, f"{web.url}/none"]).encode())
+        web.put("/model.tar.gz?signature=sig-nature", Path(archive).read_bytes())
+        job.write(
+            input_table=None,
+            reserved_columns=None,
+            input_oss_file=f"{own}/in.txt?signature=sig-nature",
+            model_path=f"{own}/model.tar.gz?signature=sig-nature",
+            allow_private_hosts=True,
+            keep_staging=True,
+        )
+        checked = job.run("--check")
+        process = job.start()
+        titles = titles_until_the_end(process)
+        told = [checked.stdout, checked.stderr, *process.communicate(), *titles]
+        web.put("/in.txt?signature=sig-nature", b"changed")
+        changed = job.run()
+        web.put("/model.tar.gz?signature=sig-nature", b"damaged")
+        damaged = job.run("--fresh")
+
+    assert (checked.returncode, process.returncode) == (0, 0), told
+    assert changed.returncode and damaged.returncode
+    told += [changed.stdout, changed.stderr, damaged.stdout, damaged.stderr]
+    (job.path / "job.yaml").unlink()
+    told += [file.read_text("latin-1") for file in job.path.rglob("*") if file.is_file()]
+    told += [str(path) for path in job.path.rglob("*")]
+    assert not any(secret in text for text in told for secret in ("pass-word", "sig-nature"))
 
 
 def fetch(oss: OssServer, home: Path, **environment: str) -> str:
