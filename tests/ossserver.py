@@ -183,7 +183,7 @@ class Handler(BaseHTTPRequestHandler):
         self.query = dict(parse_qsl(parts.query, keep_blank_values=True))
         self.server.requests[self.key] += 1
         # The body must be read, or it would be taken for the next request.
-        self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.body = b"".join(self._chunks())
         try:
             self.fault = self.server.fault_of(self.key)
             if self.fault == "reset":
@@ -199,6 +199,15 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             os.close(self.connection.detach())  # at once: nobody else may shut it down politely
             self.close_connection = True
+
+    def _chunks(self) -> Iterator[bytes]:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            yield self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            return
+        size = -1
+        while size:
+            size = int(self.rfile.readline(), 16)
+            yield self.rfile.read(size + 2)[:-2]
 
     def _fail(self, error: OssError) -> None:
         body = (

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -41,6 +41,8 @@ from evmp.target.oss import OssTarget
 
 RESULT = "deep/图 +%.jsonl"
 OLD = b"an older result"
+KINDS = ["new", "fresh", "retry"]
+AT_ONCE, JOINED = "sent at once", "joined there"
 AT_EVERY_REQUEST = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
@@ -137,10 +139,10 @@ def place(server: OssServer) -> Iterator[Place]:
     place.close()
 
 
-@pytest.fixture(params=["sent at once", "joined there"])
+@pytest.fixture(params=[AT_ONCE, JOINED])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How a small result of small blocks comes together."""
-    if request.param == "joined there":
+    if request.param == JOINED:
         monkeypatch.setattr("evmp.storage.upload.MIN_PART_BYTES", 100)
         monkeypatch.setattr("ossserver.MIN_PART_BYTES", 100)
     way: str = request.param
@@ -187,11 +189,22 @@ def deaths(server: OssServer, start: Callable[[], object], stride: int) -> Itera
             return
 
 
-every_kind = pytest.mark.parametrize("kind", ["new", "fresh", "retry"])
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-@every_kind
-@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=AT_EVERY_REQUEST)])
+@pytest.mark.parametrize(
+    ("way", "kind", "stride"),
+    [
+        (JOINED, "new", 13),
+        (JOINED, "fresh", 17),
+        (AT_ONCE, "retry", 7),
+        *(
+            pytest.param(way, kind, 1, marks=AT_EVERY_REQUEST)
+            for way, kind in product((JOINED, AT_ONCE), KINDS)
+        ),
+    ],
+    indirect=["way"],
+)
 def test_publish_that_dies_is_done_again(
     server: OssServer, place: Place, kind: str, stride: int, way: str
 ) -> None:
@@ -211,11 +224,11 @@ def test_publish_that_dies_is_done_again(
         record = place.target.finished()
         assert record is not None and record["rows"] == N_ROWS
     assert found == {old, new}
-    assert kind == "retry" or (server.calls["copy_part"] > 0) == (way == "joined there")
+    assert kind == "retry" or (server.calls["copy_part"] > 0) == (way == JOINED)
 
 
 @every_kind
-@pytest.mark.parametrize("stride", [23, pytest.param(1, marks=AT_EVERY_REQUEST)])
+@pytest.mark.parametrize("stride", [41, pytest.param(1, marks=AT_EVERY_REQUEST)])
 def test_job_that_dies_at_its_end_is_brought_there(
     server: OssServer, place: Place, kind: str, stride: int
 ) -> None:
@@ -236,7 +249,7 @@ def test_job_that_dies_at_its_end_is_brought_there(
         assert record is not None and record["failed"] == new.count(b"error_stage")
 
 
-@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=AT_EVERY_REQUEST)])
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=AT_EVERY_REQUEST)])
 def test_start_over_that_dies_keeps_the_result_and_can_be_done_again(
     server: OssServer, place: Place, stride: int
 ) -> None:
@@ -535,6 +548,7 @@ def test_what_cannot_be_written_is_told_at_start(server: OssServer, place: Place
 @pytest.mark.parametrize(
     ("key", "other"),
     [
+        ("output_oss_file", "oss://out/folder/"),
         ("input_oss_file", f"oss://out/{RESULT}"),
         ("model_path", "oss://out/deep/"),
         ("model_path", "oss://out/deep"),
@@ -543,5 +557,5 @@ def test_what_cannot_be_written_is_told_at_start(server: OssServer, place: Place
 def test_output_must_be_apart_from_what_the_job_reads(place: Place, key: str, other: str) -> None:
     job = place.job.model_copy(update={key: other})
 
-    with pytest.raises(ConfigError, match=f"is not apart from {key}"):
+    with pytest.raises(ConfigError, match=f"is not apart from {key}|is a folder, expected"):
         open_target(job, KEYS)

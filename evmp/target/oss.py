@@ -63,6 +63,8 @@ class OssTarget:
             ConfigError: when it is, or lies within, what the job reads, or leads nowhere.
         """
         uri = job.output_oss_file
+        if uri.endswith("/"):
+            raise ConfigError(f"output_oss_file: {uri} is a folder, expected the name of an object")
         target = cls(uri, job, open_ledger(job, f"{uri}.evmp"))
         own = Places(job).find(uri)
         for other in ("input_oss_file", "model_path"):
@@ -266,8 +268,9 @@ class OssTarget:
         try:
             yield
         except OSError as error:
+            where = f": {error.filename}" if error.filename else ""
             raise SinkError(
-                f"output {self.uri} cannot be {what}: {error.strerror or error}: {error.filename}; "
+                f"output {self.uri} cannot be {what}: {error.strerror or error}{where}; "
                 "what was committed is kept: give access, and run the same command again"
             ) from error
 
