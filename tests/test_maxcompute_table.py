@@ -297,9 +297,6 @@ def test_upload_whose_session_is_forgotten_is_not_done_over_changed_rows(
     "fault",
     [
         Fault("table", status=503),
-        Fault("job.create", lost=True),
-        Fault("upload.create", status=429, times=2),
-        Fault("upload.block", harm=Harm.RESET),
         Fault("upload.commit", lost=True),
         Fault("download.create", lost=True),
     ],
