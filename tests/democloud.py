@@ -3,8 +3,8 @@
     python -m democloud FOLDER       FOLDER is what config/demo.py has built
 
 The servers are those of the tests: they check what the real ones check, and harm answers now and
-then, OSS one in fifty. One job reads a list of objects and writes an object, the other goes
-from table to table. The job files stay in out/demo-cloud, to be looked at.
+then, OSS one in fifty. One job has its model, its list, the photographs and the result on OSS, the
+other goes from table to table. The job files stay in out/demo-cloud, to be looked at.
 """
 
 from __future__ import annotations
@@ -43,29 +43,34 @@ JOB = {
 def main(folder: Path) -> None:
     """Run both jobs, and say what has come of them."""
     rows = pq.read_table(folder / "data" / "images.parquet").slice(0, N_ROWS)
-    job = {**JOB, "model_path": str(folder / "model")}
     OUT.mkdir(parents=True, exist_ok=True)
     with serving_oss() as oss, MaxCompute("demo") as tables:
-        files_to_file(job, rows, oss)
-        table_to_table(job, rows, tables)
+        files_to_file(folder / "model", rows, oss)
+        table_to_table(folder / "model", rows, tables)
 
 
-def files_to_file(job: dict[str, Any], rows: pa.Table, oss: OssServer) -> None:
-    """Put photographs on OSS, predict a list of them, and show the object with the results."""
-    oss.objects.update(photos={}, results={})
-    bucket = oss2.Bucket(oss2.Auth(KEY_ID, KEY_SECRET), oss.endpoint, "photos")
+def files_to_file(model: Path, rows: pa.Table, oss: OssServer) -> None:
+    """Put all on OSS, predict a list of photographs, and show the object with the results."""
+    oss.objects.update(models={}, photos={}, results={})
+    owner = oss2.Auth(KEY_ID, KEY_SECRET)
+    for file in model.iterdir():
+        oss2.Bucket(owner, oss.endpoint, "models").put_object(
+            f"lite0/{file.name}", file.read_bytes()
+        )
+    photos = oss2.Bucket(owner, oss.endpoint, "photos")
     names = [name for name in rows["name"].to_pylist() if name != "damaged-base64.jpg"]
     for row in rows.to_pylist():
         if row["name"] in names:
-            bucket.put_object(row["name"], base64.b64decode(row["image"]))
-    lines = [f"oss://photos/{name}" for name in [*names, "damaged-no-object.jpg"]]
-    (OUT / "photos.txt").write_text("".join(f"{line}\n" for line in lines))
+            photos.put_object(row["name"], base64.b64decode(row["image"]))
+    lines = [f"oss://photos/{name}\n" for name in [*names, "damaged-no-object.jpg"]]
+    photos.put_object("photos.txt", "".join(lines))
     oss.trouble = Random(1), HARMED
     run(
         "files",
         {
-            **job,
-            "input_oss_file": str(OUT / "photos.txt"),
+            **JOB,
+            "model_path": "oss://models/lite0",
+            "input_oss_file": "oss://photos/photos.txt",
             "output_oss_file": "oss://results/photos.jsonl",
             "ossHost": oss.endpoint,
         },
@@ -75,7 +80,7 @@ def files_to_file(job: dict[str, Any], rows: pa.Table, oss: OssServer) -> None:
     tell("oss://results/photos.jsonl", [(r["image"], r["prediction_result"]) for r in done])
 
 
-def table_to_table(job: dict[str, Any], rows: pa.Table, tables: MaxCompute) -> None:
+def table_to_table(model: Path, rows: pa.Table, tables: MaxCompute) -> None:
     """Put photographs into a table, predict it, and show the table with the results."""
     types = {"id": "string", "name": "string", "image": "string"}
     tables.add("photos", types, "day").put(rows, "day=1")
@@ -84,7 +89,8 @@ def table_to_table(job: dict[str, Any], rows: pa.Table, tables: MaxCompute) -> N
     run(
         "table",
         {
-            **job,
+            **JOB,
+            "model_path": str(model),
             "input_table": "odps://demo/tables/photos/day=1",
             "output_table": "odps://demo/tables/predictions/day=1",
             "odps_endpoint": tables.endpoint,
@@ -104,7 +110,8 @@ def run(name: str, job: dict[str, Any], environment: dict[str, str]) -> None:
     file.write_text(yaml.safe_dump(job, sort_keys=False))
     print(f"$ evmp --config {file}", flush=True)
     command = [sys.executable, "-m", "evmp", "--config", file, "--fresh"]
-    subprocess.run(command, env={**os.environ, **environment}, check=True)
+    cache = {"XDG_CACHE_HOME": str(OUT / "cache")}
+    subprocess.run(command, env={**os.environ, **cache, **environment}, check=True)
 
 
 def tell(where: str, results: list[tuple[str, dict[str, Any]]]) -> None:
