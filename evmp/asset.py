@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final
 
 from evmp import resource
 from evmp.errors import ConfigError, DownloadError, ModelError, Problem
-from evmp.fetch import fetch, is_elsewhere
+from evmp.fetch import fetch
+from evmp.remote import is_remote
 from evmp.value import mask
 
 if TYPE_CHECKING:
@@ -28,9 +29,9 @@ def localize(job: Job) -> dict[str, str]:
         ConfigError: when the code cannot be had.
     """
     here: dict[str, str] = {}
-    if is_elsewhere(job.model_path):
+    if is_remote(job.model_path):
         here["model_path"] = str(_model(job))
-    if is_elsewhere(job.user_resource):
+    if is_remote(job.user_resource):
         here["user_resource"] = str(_code(job))
     return here
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from evmp.setting import Clash, show, trait_of
-from evmp.value import scheme
+from evmp.value import REMOTE, scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -30,17 +30,15 @@ LOCATIONS = (
     "staging",
     "user_resource",
 )
-FETCHED = ("oss", "http", "https")
-"""Schemes of what is fetched before the start."""
 AVAILABLE_SCHEMES = {
-    "model_path": FETCHED,
+    "model_path": REMOTE,
     "input_table": ("odps",),
-    "input_oss_file": FETCHED,
+    "input_oss_file": REMOTE,
     "output_dir": ("oss",),
     "output_table": ("odps",),
     "output_oss_file": ("oss",),
     "staging": ("oss",),
-    "user_resource": FETCHED,
+    "user_resource": REMOTE,
 }
 # Keys that one type of model heeds, and those of them that it cannot do without.
 HEEDED_BY = {

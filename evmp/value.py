@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -27,6 +27,17 @@ ModelType = Literal[
     "segmentor",
     "self_define",
 ]
+
+HTTP: Final = ("http", "https")
+OSS: Final = ("oss",)
+FILE_SYSTEMS: Final = (
+    *("abfs", "abfss", "adl", "az", "box", "dropbox", "ftp", "gcs", "gs", "hdfs", "hf", "lakefs"),
+    *("oci", "s3", "s3a", "sftp", "smb", "ssh", "tos", "webdav", "webhdfs"),
+)
+"""What fsspec opens on other machines. What it opens on this one, or within other files, rows may
+not name."""
+REMOTE: Final = (*HTTP, *OSS, *FILE_SYSTEMS)
+"""Schemes of files on other machines."""
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _TABLE = re.compile(r"odps://[^/]+/tables/[^/=]+(/[^/=]+=[^/]+)*/?")

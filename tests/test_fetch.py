@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def failure_of(uri: str, **keys: Any) -> str:
 
 
 def test_what_cannot_be_had_is_told(oss: OssServer, web: HttpServer, cache: Path) -> None:
-    oss.objects["bkt"] = {"m": BODY, "no": b"", "up/../m": b"", "100": b""}
+    oss.objects = {"bkt": {"m": BODY, "no": b"", "up/../m": b""}, "far": {}}
     oss.denied = {"no"}
     keys = {"ossHost": oss.endpoint}
     web.put("/far", Answer(status=302, headers={"Location": "http://169.254.169.254/m"}))
@@ -222,6 +223,10 @@ def test_what_cannot_be_had_is_told(oss: OssServer, web: HttpServer, cache: Path
     assert failure_of("oss://bkt/none", **keys) == "404 NoSuchKey: there is nothing of that name"
     assert failure_of("oss://none/m", **keys) == "404 NoSuchBucket"
     assert failure_of("oss://bkt/no", **keys) == "403 AccessDenied"
+    oss.elsewhere = {"far": "oss-cn-far.aliyuncs.com"}
+    assert failure_of("oss://far/m", **keys) == (
+        "403 AccessDenied; the bucket is at oss-cn-far.aliyuncs.com"
+    )
     assert "oss.example.com is no host of OSS" in failure_of("oss://bkt.oss.example.com/m", **keys)
     assert failure_of("oss://bkt/m", **few) == f"{len(BODY)} bytes exceed fetch_limit_bytes, 1000"
     assert failure_of("oss://bkt/up", **keys) == "names '../m', a place outside of itself"
@@ -234,6 +239,16 @@ def test_what_cannot_be_had_is_told(oss: OssServer, web: HttpServer, cache: Path
     assert failure_of(f"{web.url}/huge").endswith("exceed fetch_limit_bytes, 68719476736")
     assert failure_of(f"{web.url}/endless", **few) == "more bytes come than fetch_limit_bytes, 1000"
     assert not [it for it in cache.iterdir() if it.suffix not in (".lock", ".part")]
+
+
+def test_many_at_once_fetch_one_copy(web: HttpServer) -> None:
+    url = web.put("/m", Answer(BODY, headers={"ETag": '"1"'}))
+
+    with ThreadPoolExecutor(4) as threads:
+        copies = list(threads.map(fetch_model, [url] * 4))
+
+    assert len({copy.folder for copy in copies}) == 1
+    assert web.requests["/m"] == 4 + 2  # each looks; one fetches, and looks again
 
 
 def test_what_changes_meanwhile_is_refused(oss: OssServer, web: HttpServer, cache: Path) -> None:

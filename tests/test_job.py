@@ -378,12 +378,12 @@ def test_config_of_a_predictor_may_be_json_or_yaml(tmp_path: Path, value: object
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"output_dir": "oss://b.h/x"}, "output_dir: oss:// is not available in this version"),
+        ({"output_dir": "s3://b.h/x"}, "output_dir: s3:// is not available in this version"),
         (
-            {"user_resource": "s3://h/x.zip", "user_process_config": PROCESS},
-            "user_resource: s3:// is not available in this version",
+            {"user_resource": "memory://h/x.zip", "user_process_config": PROCESS},
+            "user_resource: memory:// is not available in this version",
         ),
-        ({"model_path": "S3://b.h/x"}, "model_path: s3:// is not available in this version"),
+        ({"model_path": "ODPS://b.h/x"}, "model_path: odps:// is not available in this version"),
         ({"input_table": "s3://b/x"}, "input_table: s3:// is not available in this version"),
         ({"output_table": "s3://b/x"}, "output_table: s3:// is not available in this version"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from test_remote_oss import KEYS
 from test_remote_rows import REMOTE
 
 from evmp.errors import DownloadError
+from evmp.fetch import fetch as fetch_copy
+from evmp.fetch.filesystem import PIECE_BYTES
 from evmp.remote import AnyRemote
 from evmp.source import Kind
 from evmp.source.location import payload_of
@@ -146,6 +149,24 @@ def test_what_is_on_this_machine_is_no_file_of_another() -> None:
     for kind in ("memory", "zip", "reference", "generic", "dir", "github"):
         with pytest.raises(ValueError, match=f"{kind}:// cannot be read"):
             payload_of(f"{kind}://a::file:///etc/passwd", job)
+
+
+def test_models_lists_and_code_may_be_on_s3(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    large = BODY * (PIECE_BYTES // len(BODY) + 1)
+    job = job_of(allow_private_hosts=False)
+
+    for body in (large, b"", BODY):
+        copy = fetch_copy("model_path", server.put("a/m.onnx", body), job)
+        assert copy.file.name == "m.onnx" and copy.file.read_bytes() == body
+
+    n_sent = server.n_sent
+    assert fetch_copy("model_path", f"s3://{BUCKET}/a/m.onnx", job) == copy
+    assert server.n_sent == n_sent + 1
+    with pytest.raises(DownloadError, match="no such file or directory"):
+        fetch_copy("user_resource", f"s3://{BUCKET}/none.py", job)
 
 
 def test_rows_of_a_job_may_be_on_s3(

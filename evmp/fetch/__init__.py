@@ -5,8 +5,8 @@ The model, the user's code and the input list. Copies lie in a cache, `$XDG_CACH
 what has not changed is fetched once, what has changed makes another copy, and a copy that is there
 is whole. Commands that want the same copy at once fetch it once.
 
-Origins: `bucket` and `web`, each imported, with its client's library, when something is there. They
-are asked from a child process, never from one that forks.
+Origins: `bucket`, `web` and `filesystem`, each imported, with its client's library, when something
+is there. They are asked from a child process, never from one that forks.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol
 
 from evmp.errors import DownloadError
 from evmp.remote.retry import Deadline
-from evmp.rule import FETCHED
-from evmp.value import mask, scheme
+from evmp.value import HTTP, OSS, mask, scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -77,11 +76,6 @@ class Origin(Protocol):
         """Close the connections."""
 
 
-def is_elsewhere(uri: str) -> bool:
-    """Return whether what a key names is fetched."""
-    return scheme(uri) in FETCHED
-
-
 def fetch(
     key: str,
     uri: str,
@@ -123,15 +117,21 @@ def fetch(
 
 
 def _open(uri: str, job: Job, deadline: Deadline, *, is_folder: bool) -> Origin:
-    if scheme(uri) != "oss":
+    if scheme(uri) in HTTP:
         from evmp.fetch.web import WebOrigin
 
         return WebOrigin(uri, job, deadline)
     try:
-        from evmp.fetch.bucket import BucketOrigin
+        if scheme(uri) in OSS:
+            from evmp.fetch.bucket import BucketOrigin
+
+            return BucketOrigin(uri, job, deadline, is_folder=is_folder)
+        from evmp.fetch.filesystem import FileSystemOrigin
+
+        return FileSystemOrigin(uri, job, deadline)
     except ImportError:
-        raise DownloadError("oss:// needs oss2: pip install evmp[oss]") from None
-    return BucketOrigin(uri, job, deadline, is_folder=is_folder)
+        library, extra = ("oss2", "oss") if scheme(uri) in OSS else ("fsspec", "fsspec")
+        raise DownloadError(f"needs {library}: pip install evmp[{extra}]") from None
 
 
 def _home() -> Path:

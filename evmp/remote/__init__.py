@@ -9,23 +9,13 @@ library, for the first file that is its.
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from evmp.errors import DownloadError
-from evmp.value import scheme
+from evmp.value import FILE_SYSTEMS, HTTP, OSS, REMOTE, scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job
-
-HTTP: Final = ("http", "https")
-OSS: Final = ("oss",)
-FILE_SYSTEMS: Final = (
-    *("abfs", "abfss", "adl", "az", "box", "dropbox", "ftp", "gcs", "gs", "hdfs", "hf", "lakefs"),
-    *("oci", "s3", "s3a", "sftp", "smb", "ssh", "tos", "webdav", "webhdfs"),
-)
-"""What fsspec opens on other machines. What it opens on this one, or within other files, rows may
-not name."""
-SCHEMES: Final = (*HTTP, *OSS, *FILE_SYSTEMS)
 
 
 class Piece(NamedTuple):
@@ -69,7 +59,7 @@ class Remote(Protocol):
 
 def is_remote(location: str) -> bool:
     """Return whether `location` is to be fetched from another machine."""
-    return scheme(location) in SCHEMES
+    return scheme(location) in REMOTE
 
 
 class AnyRemote:

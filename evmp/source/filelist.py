@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import orjson
 
 from evmp.errors import DownloadError, SourceError
-from evmp.fetch import fetch, is_elsewhere
+from evmp.fetch import fetch
 from evmp.key import KeyField
+from evmp.remote import is_remote
 from evmp.source import Kind, Row, SourceInfo
 from evmp.source.lineindex import LineIndex
 from evmp.source.location import payload_of, stat_input
@@ -63,7 +64,7 @@ class FileListSource:
 
     def describe(self) -> SourceInfo:
         """Count the rows, about 1 GB/s; see Source."""
-        fetched = self._fetch() if is_elsewhere(self._job.input_oss_file) else {}
+        fetched = self._fetch() if is_remote(self._job.input_oss_file) else {}
         status = self._stat()
         try:
             n_rows = self._lines().count()
