@@ -6,6 +6,7 @@ import json
 import random
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -133,3 +134,39 @@ def test_machines_share_a_job_on_oss(
         assert server.objects["out"]["result.jsonl"] == (whole / "out.jsonl").read_bytes()
         assert sorted(server.objects["out"]) == ["result.jsonl", "result.jsonl.evmp.json"]
         assert server.uploads == {}
+
+
+@pytest.mark.slow
+def test_blocks_of_killed_workers_are_leased_again_soon(
+    job: JobFolder,
+    make_table: Callable[..., Path],
+    photo_file: Callable[..., bytes],
+    make_tiny_model: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make_table(job.path / "in.parquet", [photo_file("coffee", size=(60, 40))] * 4000)
+    keys = {**DYNAMIC, "lease_seconds": 10, "block_rows": 4, "queue_size": 8, "num_worker": 1}
+    job.write(model_path=str(make_tiny_model(steps=10_000)), batch_size=1, **keys)
+    waits = []
+    workers = [start(job, "0/2"), start(job, "1/2")]
+    for _ in range(8):
+        victim = workers.pop(0)
+        workers.append(start(job, "0/2"))
+        killed = time.time()
+        kill(victim)
+        held = [
+            (unit[0], unit[2] + 1)
+            for file in (staging(job) / "workers").glob("*")
+            for unit in json.loads(file.read_text())["held"]
+            if json.loads(file.read_text())["pid"] == victim.pid
+        ]
+        for start_row, generation in held:
+            name = f"leases/*/{start_row:012d}.{generation:04d}"
+            wait_for(workers[0], lambda name=name: any(staging(job).glob(name)))
+            waits += [file.stat().st_mtime - killed for file in staging(job).glob(name)]
+
+    waits.sort()
+    with capsys.disabled():
+        print(f"\n{len(waits)} blocks: median {waits[len(waits) // 2]:.1f} s, ", end="")
+        print(f"worst {waits[-1]:.1f} s")
+    assert waits[-1] < 3 * keys["lease_seconds"]
