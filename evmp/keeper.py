@@ -1,7 +1,7 @@
 """Keeps a worker in work where any worker may take any block: takes leases, and renews them.
 
 The keeper is a process of the worker, beside its stages, so that neither a slow storage nor a slow
-row holds the other up. It gives the reader one block ahead of what is being read, and what dead
+row holds the other up. It gives the reader a little more than what is being read, and what dead
 workers have left at once. It ends the worker when all rows of the job are committed, whoever has
 done them.
 """
@@ -19,8 +19,8 @@ from evmp.metrics import Counter, Leave, Seat, State
 
 log = logging.getLogger(__name__)
 
-AHEAD: Final = 1  # blocks that the reader has not begun yet
-MOST_AHEAD: Final = 64  # of these, where they come from the dead
+AHEAD_ROWS: Final = 64  # of blocks that the reader has not begun yet
+MOST_AHEAD: Final = 64  # such blocks, where they come from the dead
 RETRY_SECONDS: Final = 1.0  # after a storage has refused
 STEP_SECONDS: Final = 0.02
 
@@ -46,6 +46,7 @@ class Keeper:
     ) -> None:
         self._leases, self._agenda = leases, agenda
         self._seat, self._writer, self._leaving = seat, writer, leaving
+        self._claim_due = 0.0
 
     def open(self) -> None:
         """Take over what a predecessor held."""
@@ -55,16 +56,15 @@ class Keeper:
     def run(self) -> None:
         """Take blocks until all rows are committed, or the worker leaves."""
         while True:
-            pause = RETRY_SECONDS
+            pause = STEP_SECONDS
             try:
                 self._seat.enter(State.BUSY)
                 if self._leaving() != Leave.NOT:
                     self._agenda.close()
                     if self._has_left():
                         return
-                    pause = 0.0
                 else:
-                    pause = self._keep()
+                    self._keep()
                     if self._leases.is_complete:
                         self._leases.leave()
                         self._agenda.end()
@@ -75,25 +75,27 @@ class Keeper:
                 return
             except OSError as error:
                 log.warning("leases cannot be kept: %s", error)
-            self._rest(pause)
+                pause = RETRY_SECONDS
+            self._seat.enter(State.WAITING)
+            time.sleep(pause)
 
-    def _keep(self) -> float:
-        """Do what there is to do now. Returns for how long there is nothing, in seconds."""
+    def _keep(self) -> None:
+        """Do what there is to do now."""
         self._settle(self._agenda.n_done)
         counters = self._writer.counters
         self._leases.renew(rows=counters[Counter.ROWS], failed=counters[Counter.FAILED])
-        if not self._is_wanting():
-            return 0.0
-        block = self._leases.claim()
-        if block is None:
-            return self._leases.pause_seconds
-        self._agenda.give(block)
-        return 0.0
+        while self._is_wanting() and time.monotonic() >= self._claim_due:
+            if block := self._leases.claim():
+                self._agenda.give(block)
+            else:
+                self._claim_due = time.monotonic() + self._leases.pause_seconds
 
     def _is_wanting(self) -> bool:
-        n_ahead = self._agenda.n_given - self._agenda.n_begun
-        limit = MOST_AHEAD if self._leases.has_found else AHEAD
-        return n_ahead < limit and not self._agenda.is_full
+        ahead = range(self._agenda.n_begun, self._agenda.n_given)
+        if self._leases.has_found and len(ahead) < MOST_AHEAD:
+            return not self._agenda.is_full
+        n_rows = sum(len(self._agenda[number]) for number in ahead)
+        return n_rows < AHEAD_ROWS and not self._agenda.is_full
 
     def _settle(self, stop: int) -> None:
         """Tell the leases of the blocks before number `stop`, which the writer has done with."""
@@ -113,13 +115,3 @@ class Keeper:
                 self._leases.done(start, committed)
         self._leases.leave()
         return True
-
-    def _rest(self, seconds: float) -> None:
-        """Wait, but not for so long that leases run out or the worker cannot leave."""
-        deadline = time.monotonic() + seconds
-        while True:
-            self._seat.enter(State.WAITING)
-            time.sleep(STEP_SECONDS)
-            is_urgent = self._leaving() != Leave.NOT or self._agenda.n_settled < self._agenda.n_done
-            if time.monotonic() >= deadline or is_urgent:
-                return

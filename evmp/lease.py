@@ -121,15 +121,20 @@ class Leases:
 
         Args:
             about: what has changed of what it does.
+
+        Raises:
+            FileNotFoundError: when the job is over, and its staging place gone.
+            OSError: when the storage refuses.
         """
         self._about.update(about)
         if self._clock() >= self._due:
             self._show()
         if self._clock() >= self._read_clock:
-            # What comes after the answer is not counted: others seem younger than they are.
-            shown = self._storage.stat(f"workers/{self._worker}").modified
-            self._offset = shown - self._clock()
-            self._read_clock = self._clock() + CLOCK_LEASES * self._seconds
+            with suppress(FileNotFoundError):  # others take this worker for dead just now
+                # What comes after the answer is not counted: others seem younger than they are.
+                shown = self._storage.stat(f"workers/{self._worker}").modified
+                self._offset = shown - self._clock()
+                self._read_clock = self._clock() + CLOCK_LEASES * self._seconds
         self._watch()
 
     def resume(self, held: Collection[int]) -> None:
@@ -182,6 +187,7 @@ class Leases:
         is_recent = self._clock() < self._look_again
         if self._found or (is_recent and not (self._neighbour and self._is_dead(self._neighbour))):
             return
+        self._storage.stat("job.json")
         self._look_again = self._clock() + NEWCOMERS * self._seconds
         self._neighbour = ""
         for neighbour in _after(self._nearby(), self._worker):
@@ -212,7 +218,12 @@ class Leases:
     # --- blocks -------------------------------------------------------------------------------
 
     def claim(self) -> Block | None:
-        """Take a block that nobody works on. Returns None where there is none just now."""
+        """Take a block that nobody works on. Returns None where there is none just now.
+
+        Raises:
+            FileNotFoundError: when the job is over, and its staging place gone.
+            OSError: when the storage refuses.
+        """
         block = self._claim()
         if block is not None:
             self._n_rests, self._idle_since = 0, None
@@ -244,8 +255,8 @@ class Leases:
             view.n_misses += 1
         self._view = None
         if view.free:
-            self._chunks.append(view.chunk)
-            return self._claim()
+            self._chunks.append(view.chunk)  # to be looked at again
+            return None
         for unit in view.leased[:JUDGED]:
             lease = self._read(self._lease(unit.start, unit.generation))
             if self._is_dead(str(lease.get("worker"))):
@@ -293,6 +304,7 @@ class Leases:
 
     def _look(self) -> _View | None:
         """Look into the next chunk that is not done. Returns None when all are."""
+        self._storage.stat("job.json")
         if not self._chunks:
             names = self._storage.names("chunks")
             self._done_chunks.update(int(name.partition("/")[2]) for name in names)

@@ -44,6 +44,7 @@ def storage(time: Time) -> MemoryStorage:
 @pytest.fixture
 def ledger(tmp_path: Path, storage: MemoryStorage) -> Ledger:
     (tmp_path / "tmp").mkdir()
+    storage.write("job.json", b"{}")
     return Ledger(tmp_path, storage)  # type: ignore[arg-type]
 
 
@@ -307,6 +308,20 @@ def test_unreachable_storage_kills_nobody_who_is_back_in_time(
 
     assert not b.leases.has_found
     assert a.commit(block)
+
+
+def test_worker_does_not_begin_a_job_anew_that_others_have_finished(
+    make: Make, storage: MemoryStorage, time: Time
+) -> None:
+    late, idle = make("late"), make("idle")
+    late.claim()
+    for folder in ("", "leases", "chunks", "workers"):
+        storage.clear(folder)
+
+    with pytest.raises(FileNotFoundError):
+        idle.leases.claim()
+    with pytest.raises(FileNotFoundError):
+        pass_seconds(time, SECONDS, late)
 
 
 def test_job_of_no_rows_is_complete_at_once(ledger: Ledger, time: Time) -> None:

@@ -130,6 +130,7 @@ class Simulation:
         self._now = 1e9
         self._storage = MemoryStorage(lambda: self._now)
         self._records = Records(self._storage)
+        self._storage.write("job.json", b"{}")
         self._grid = Grid(scenario.n_blocks * ROWS_OF_BLOCK, 1, ROWS_OF_BLOCK)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._n_events = 0
