@@ -86,7 +86,9 @@ def test_workers_come_and_go_while_the_job_goes_on(
 ) -> None:
     status = partial(run_evmp, "status", "--config", "job.yaml", cwd=open_job.path)
     assert status().stdout == f"{open_job.path}/out.jsonl: not begun\n"
-    killed, paused = start(open_job, "0/3"), start(open_job, "1/3")
+    killed = start(open_job, "0/3")
+    signal_all(killed, signal.SIGSTOP)  # so that it leaves the others something to do
+    paused = start(open_job, "1/3")
     signal_all(paused, signal.SIGSTOP)
     kill(killed)
     seen = json.loads(status("--json").stdout)
