@@ -230,6 +230,10 @@ def test_what_cannot_be_had_is_told(oss: OssServer, web: HttpServer, cache: Path
     assert "oss.example.com is no host of OSS" in failure_of("oss://bkt.oss.example.com/m", **keys)
     assert failure_of("oss://bkt/m", **few) == f"{len(BODY)} bytes exceed fetch_limit_bytes, 1000"
     assert failure_of("oss://bkt/up", **keys) == "names '../m', a place outside of itself"
+    oss.objects["bkt"].update((f"many/{n}", b"") for n in range(10_001))
+    assert failure_of("oss://bkt/many", **keys) == "more than 10000 files"
+    oss.skew = 3600
+    assert failure_of("oss://bkt/m", **keys) == "403 RequestTimeTooSkewed"
     assert failure_of(f"{web.url}/none") == "404 Not Found"
     assert failure_of("http://there-is-none.invalid/m").startswith("there is no host")
     assert failure_of("http://[bad/m") == "not a URL"
@@ -249,6 +253,13 @@ def test_many_at_once_fetch_one_copy(web: HttpServer) -> None:
 
     assert len({copy.folder for copy in copies}) == 1
     assert web.requests["/m"] == 4 + 2  # each looks; one fetches, and looks again
+
+
+def test_copies_need_a_folder(web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = web.put("/m", BODY)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
+    assert failure_of(url).startswith("cannot be kept in /proc/evmp: ")
 
 
 def test_what_changes_meanwhile_is_refused(oss: OssServer, web: HttpServer, cache: Path) -> None:

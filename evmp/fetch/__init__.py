@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol
 
 from evmp.errors import DownloadError
 from evmp.remote.retry import Deadline
-from evmp.value import HTTP, OSS, mask, scheme
+from evmp.value import HTTP, OSS, scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -101,12 +101,12 @@ def fetch(
             items = origin.look()
             _check(items, job.fetch_limit_bytes)
             home.mkdir(0o700, parents=True, exist_ok=True)
-            draft = home / f"{_digest(key, mask(uri))}.part"
+            draft = home / f"{_digest(key, uri)}.part"
             with _locked(draft.with_suffix(".lock")):
-                place = home / _digest(key, mask(uri), items)
+                place = home / _digest(key, uri, items)
                 if not place.exists():
                     items = _bring(origin, items, draft, finish)
-                    place = home / _digest(key, mask(uri), items)
+                    place = home / _digest(key, uri, items)
                     _put(draft, place)
                 return Copy(place, items)
     except OSError as error:
@@ -135,7 +135,10 @@ def _open(uri: str, job: Job, deadline: Deadline, *, is_folder: bool) -> Origin:
 
 
 def _home() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "evmp").absolute()
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if root.startswith("~"):
+        raise DownloadError("no folder for copies, as there is no home; set XDG_CACHE_HOME")
+    return Path(root, "evmp").absolute()
 
 
 def _digest(*parts: object) -> str:
@@ -149,7 +152,7 @@ def _check(items: Mapping[str, Item], limit: int) -> None:
         if inner.is_absolute() or {".", ".."} & set(inner.parts) or "\0" in name:
             raise DownloadError(f"names {name!r}, a place outside of itself")
     if len(items) > MAX_FILES:
-        raise DownloadError(f"{len(items)} files, expected at most {MAX_FILES}")
+        raise DownloadError(f"more than {MAX_FILES} files")
     n_bytes = sum(item.size or 0 for item in items.values())
     if n_bytes > limit:
         raise DownloadError(f"{n_bytes} bytes exceed fetch_limit_bytes, {limit}")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from evmp.errors import ConfigError, DownloadError
-from evmp.fetch import Item
+from evmp.fetch import MAX_FILES, Item
 from evmp.remote.retry import Deadline
 from evmp.storage.oss import OssStorage
 
@@ -57,12 +58,12 @@ class BucketOrigin:
     def _tree(self) -> dict[str, Item]:
         if not self._is_folder:
             return {}
-        tree = self._within.tree()
-        return {
-            name: Item(status.size, status.etag)
-            for name, status in tree.items()
+        files = (
+            (name, Item(status.size, status.etag))
+            for name, status in self._within.tree()
             if name and not name.endswith("/")  # which some tools make for folders
-        }
+        )
+        return dict(islice(files, MAX_FILES + 1))
 
 
 @contextmanager

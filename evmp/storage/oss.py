@@ -210,14 +210,11 @@ class OssStorage:
         """Return the key of an object, or what the keys of several begin with."""
         return f"{self._prefix}{name}"
 
-    def tree(self) -> dict[str, Status]:
-        """Return what is known of every object, those in folders of folders included, by name."""
-        pages = self._pages(self.key(""), "")
-        return {
-            self._name(it.key): Status(it.size, float(it.last_modified), it.etag)
-            for page in pages
-            for it in page
-        }
+    def tree(self) -> Iterator[tuple[str, Status]]:
+        """Yield the name of every object, in folders of folders, too, and what is known of it."""
+        for page in self._pages(self.key(""), ""):
+            for it in page:
+                yield self._name(it.key), Status(it.size, float(it.last_modified), it.etag)
 
     def put(self, name: str, data: bytes, *, maker: str = "", once: bool = False) -> None:
         """Make an object in one request.
