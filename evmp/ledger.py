@@ -520,7 +520,7 @@ class Ledger:
         """
         for folder in ("blocks", "data", "names", "turns", *HINTS):
             self.storage.clear(folder)
-        for path in self.root.iterdir():
+        for path in self.root.iterdir() if self.root.exists() else ():
             if path.name != "job.json" and not _LOCK.fullmatch(path.name):
                 _delete(path)
         for name in self.storage.names(""):

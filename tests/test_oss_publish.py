@@ -389,6 +389,21 @@ def test_result_is_finished_until_somebody_changes_it(server: OssServer, place: 
     assert place.target.finished() is None
 
 
+def test_result_stands_though_the_staging_place_cannot_be_removed(
+    server: OssServer, place: Place
+) -> None:
+    place.fill("new")
+    place.publish("new")
+    server.denied.add(f"{RESULT}.evmp/job.json")
+
+    place.target.clean_up()
+
+    assert place.target.finished() is not None
+    server.denied.clear()
+    place.target.clean_up()
+    assert sorted(server.objects["out"]) == [RESULT, f"{RESULT}.evmp.json"]
+
+
 def test_object_that_appeared_meanwhile_is_not_overwritten(
     server: OssServer, place: Place, way: str
 ) -> None:

@@ -206,8 +206,9 @@ class OssTarget:
     def clean_up(self) -> None:
         """Delete the staging place; see Target."""
         self.ledger.remove()
-        if self.is_begun():
-            log.warning("%s cannot be removed wholly; delete it", self.ledger.uri)
+        with suppress(SinkError):  # the result is there, whatever can be seen of the rest
+            if self.is_begun():
+                log.warning("%s cannot be removed wholly; delete it", self.ledger.uri)
         self.close()
 
     def _add(self, upload: Upload, merge: Merge) -> None:
