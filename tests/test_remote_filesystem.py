@@ -82,6 +82,9 @@ def test_what_cannot_pass_is_told(server: S3Server, monkeypatch: pytest.MonkeyPa
     assert failure_of(f"s3://{BUCKET}/{DENIED}") == "permission denied"
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     assert failure_of(f"s3://{BUCKET}/x") == "permission denied"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    assert failure_of(f"s3://{BUCKET}/x") == "failed with NoCredentialsError"
     assert server.n_sent < 10_000
 
 
@@ -152,7 +155,7 @@ def test_what_is_on_this_machine_is_no_file_of_another() -> None:
 
 
 def test_models_lists_and_code_may_be_on_s3(
-    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: S3Server, hdfs: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     large = BODY * (PIECE_BYTES // len(BODY) + 1)
@@ -167,17 +170,24 @@ def test_models_lists_and_code_may_be_on_s3(
     assert server.n_sent == n_sent + 1
     with pytest.raises(DownloadError, match="no such file or directory"):
         fetch_copy("user_resource", f"s3://{BUCKET}/none.py", job)
+    uri = f"webhdfs://127.0.0.1:{hdfs.port}/a.jpg"
+    assert fetch_copy("input_oss_file", uri, job).file.read_bytes() == BODY
 
 
-def test_rows_of_a_job_may_be_on_s3(
-    job: JobFolder, server: S3Server, photo_file: Callable[..., bytes]
+def test_rows_of_a_job_and_their_list_may_be_on_s3(
+    job: JobFolder,
+    server: S3Server,
+    photo_file: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     image = photo_file("coffee", size=(60, 40))
     (job.path / "0.jpg").write_bytes(image)
     lines = ["0.jpg", *(server.put(f"{n}.jpg", image) for n in range(20)), f"s3://{BUCKET}/none"]
-    (job.path / "in.txt").write_text("".join(f"{line}\n" for line in lines))
+    place = server.put("a list/in.txt", "".join(f"{line}\n" for line in lines).encode())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(job.path / "cache"))
+    keys = {"input_oss_file": place, "allow_private_hosts": False, "allow_local_paths": True}
 
-    rows = job.do(**{**REMOTE, "allow_private_hosts": False})
+    rows = job.do(**{**REMOTE, **keys})
 
     results = [row["prediction_result"] for row in rows]
     assert all(result == results[0] and "class" in result for result in results[:-1])

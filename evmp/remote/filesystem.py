@@ -200,3 +200,5 @@ def _told(deadline: Deadline) -> Iterator[None]:
                 raise DownloadError(os.strerror(number).lower()) from None
         known = os.strerror(error.errno).lower() if error.errno else ""
         raise Again(known or f"failed with {type(error).__name__}") from None
+    except Exception as error:  # each library has others of its own; their messages tell URLs
+        raise DownloadError(f"failed with {type(error).__name__}") from None
