@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from evmp.errors import CredentialsError
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
 
 ROLE_SECONDS: Final = 3600  # of less the library would ask anew for each request
 SESSION_NAME: Final = "evmp"
+NO_LIBRARY: Final = (
+    "credentials that are not in the environment, those of arn among them, need "
+    "alibabacloud-credentials: pip install evmp[oss]"
+)
 _STATUS: Final = re.compile(r"http_code: (\d+)")
 _CODE: Final = re.compile(r'"Code"\s*:\s*"([\w.]+)"')
 
@@ -114,16 +119,16 @@ class _Environment:
                 return Credentials(key_id, secret, token)
         try:
             return self._elsewhere.get_credentials()
-        except _Missing as missing:
+        except _Missing:
             first = self._variables[0]
             raise CredentialsError(
                 f"no credentials; set {first.key_id} and {first.key_secret}, or give a profile "
-                f"file or a role of the machine{missing}"
+                "file or a role of the machine"
             ) from None
 
 
 class _Missing(Exception):
-    """No place has any; what else there is to say about it."""
+    """No place has any."""
 
 
 class _Lent:
@@ -136,14 +141,15 @@ class _Lent:
     """
 
     def __init__(self, opener: Callable[[], Any]) -> None:
-        self._opener = opener
+        self._opener, self._lock = opener, Lock()
         self._provider: Any = None
         self._last = Credentials("", "", expires=0)
 
     def get_credentials(self) -> Credentials:
         """Ask the library; see Provider."""
         try:
-            self._provider = self._provider or _quietly(self._opener)
+            with self._lock:
+                self._provider = self._provider or _quietly(self._opener)
             lent = self._provider.get_credentials()
         except Exception as error:
             if time.time() < self._last.expires:
@@ -151,12 +157,10 @@ class _Lent:
             if isinstance(error, (CredentialsError, _Missing)):
                 raise
             raise _meaning_of(error) from None
-        self._last = Credentials(
-            lent.get_access_key_id(),
-            lent.get_access_key_secret(),
-            lent.get_security_token() or "",
-            getattr(lent, "get_expiration", lambda: None)() or float("inf"),
-        )
+        token = lent.get_security_token() or ""
+        expires = lent.get_expiration() or (0.0 if token else float("inf"))
+        key_id, secret = lent.get_access_key_id(), lent.get_access_key_secret()
+        self._last = Credentials(key_id, secret, token, expires)
         return self._last
 
 
@@ -164,9 +168,7 @@ def _quietly(opener: Callable[[], Any]) -> Any:
     try:
         provider = opener()
     except ImportError:
-        raise _Missing(
-            ", which both need alibabacloud-credentials: pip install evmp[oss]"
-        ) from None
+        raise CredentialsError(NO_LIBRARY) from None
     for name in ("credentials", "alibabacloud-tea"):  # the import has let them speak
         logging.getLogger(name).setLevel(logging.CRITICAL)
     from Tea.core import TeaCore

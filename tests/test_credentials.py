@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -82,8 +83,8 @@ def role_of(sts: StsServer, oss: OssServer, **keys: Any) -> Job:
 
 
 def test_a_role_is_lent_once_for_many_objects(sts: StsServer, oss: OssServer) -> None:
-    with closing(OssRemote(role_of(sts, oss))) as remote:
-        assert [remote.fetch("oss://bkt/x") for _ in range(20)] == [BODY] * 20
+    with closing(OssRemote(role_of(sts, oss))) as remote, ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(remote.fetch, ["oss://bkt/x"] * 40)) == [BODY] * 40
     assert sts.n_lent == 1
 
 
@@ -267,6 +268,17 @@ def test_what_urls_hold_is_told_to_nobody(
     told += [file.read_text("latin-1") for file in job.path.rglob("*") if file.is_file()]
     told += [str(path) for path in job.path.rglob("*")]
     assert not any(secret in text for text in told for secret in ("pass-word", "sig-nature"))
+
+
+def test_a_library_that_is_missing_is_named(
+    sts: StsServer, oss: OssServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "alibabacloud_credentials", None)
+    monkeypatch.setitem(sys.modules, "alibabacloud_credentials.provider", None)
+
+    what = "need alibabacloud-credentials: pip install"
+    with closing(OssRemote(role_of(sts, oss))) as remote, pytest.raises(DownloadError, match=what):
+        remote.fetch("oss://bkt/x")
 
 
 def fetch(oss: OssServer, home: Path, **environment: str) -> str:
