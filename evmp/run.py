@@ -142,7 +142,8 @@ def n_workers_of(job: Job, rank: Rank | None) -> int:
 def choose_block_rows(job: Job, n_rows: int, n_workers: int) -> int:
     """Return how many rows are committed at once, so that each worker has several blocks."""
     per_worker = -(-n_rows // (n_workers * BLOCKS_PER_WORKER))
-    return job.block_rows or min(MAX_BLOCK_ROWS, max(MIN_BLOCK_ROWS, per_worker))
+    least = 1 if job.is_input_video else MIN_BLOCK_ROWS  # a video is worth committing by itself
+    return job.block_rows or min(MAX_BLOCK_ROWS, max(least, per_worker))
 
 
 class Run:

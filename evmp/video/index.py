@@ -7,6 +7,7 @@ its frames is known, once it is decoded from the first to the last.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,6 +29,7 @@ MAX_FRAMES: Final = 1 << 23
 # Their packets have no presentation times, or times that FFmpeg makes up without knowing better.
 UNTIMED_FORMATS: Final = ("avi", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu")
 VP8_IS_SHOWN: Final = 0x10  # of a packet's first byte
+UNKNOWN: Final = -(1 << 63)
 BEAT_PACKETS: Final = 1024
 
 
@@ -74,11 +76,45 @@ class Index:
         return float((time - self.origin) * self.time_base)
 
 
-class _Entry(NamedTuple):
-    pts: int | None
-    dts: int | None
-    duration: int
-    is_key: bool
+class _Packets:
+    """The times of packets, in the order of the file, in few bytes each."""
+
+    def __init__(self) -> None:
+        self._pts, self._dts, self._durations = array("q"), array("q"), array("q")
+        self._is_key = bytearray()
+
+    def __len__(self) -> int:
+        return len(self._is_key)
+
+    def add(self, packet: Packet[Any]) -> None:
+        """Take a packet that becomes a frame."""
+        self._pts.append(UNKNOWN if packet.pts is None else packet.pts)
+        self._dts.append(UNKNOWN if packet.dts is None else packet.dts)
+        self._durations.append(int(packet.duration or 0))
+        self._is_key.append(packet.is_keyframe)
+
+    @property
+    def pts(self) -> Times:
+        return np.frombuffer(self._pts, np.int64)
+
+    @property
+    def dts(self) -> Times:
+        return np.frombuffer(self._dts, np.int64)
+
+    @property
+    def is_key(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        return np.frombuffer(self._is_key, np.bool_)
+
+    def duration(self, place: int) -> int:
+        """Return how long a packet's frame is shown; 0 where that is not known."""
+        return self._durations[place]
+
+    def times(self, usual: int) -> Times:
+        """Return when each frame is shown, or as good a guess as its times allow."""
+        for times in (self.pts, self.dts):
+            if (times != UNKNOWN).all():
+                return times
+        return np.arange(len(self), dtype=np.int64) * usual
 
 
 def index_of(video: OpenVideo, beat: Callable[[], object] = lambda: None) -> Index:
@@ -90,63 +126,57 @@ def index_of(video: OpenVideo, beat: Callable[[], object] = lambda: None) -> Ind
     Raises:
         DecodeError: there is no frame in it.
     """
-    entries, damage = _entries(video, beat)
+    packets, damage = _read(video, beat)
     stream = video.stream
-    if not entries:
+    if not packets:
         raise DecodeError(damage or "there is no frame in it")
-    if not damage and stream.frames > len(entries):
-        damage = f"the file ends after {len(entries)} of {stream.frames} frames"
+    if not damage and stream.frames > len(packets):
+        damage = f"the file ends after {len(packets)} of {stream.frames} frames"
     fps = stream.average_rate or stream.guessed_rate or DEFAULT_FPS
     time_base = stream.time_base or 1 / fps
     usual = max(1, round(1 / (fps * time_base)))
-    unordered = _times(entries, usual)
+    unordered = packets.times(usual)
     order = np.argsort(unordered, kind="stable")
     times = unordered[order]
-    in_order = [entries[i] for i in order.tolist()]
-    is_regular = video.format not in UNTIMED_FORMATS and bool(
-        all(it.pts is not None for it in entries) and (np.diff(times) > 0).all()
-    )
-    keys = [i for i, it in enumerate(in_order) if it.is_key and is_regular]
+    is_timed = video.format not in UNTIMED_FORMATS and bool((packets.pts != UNKNOWN).all())
+    is_regular = is_timed and bool((np.diff(times) > 0).all())
+    keys = np.flatnonzero(packets.is_key[order]) if is_regular else np.array([], np.int64)
+    dts = packets.dts[order[keys]].tolist()
+    starts = [
+        Start(pts, None if at == UNKNOWN else at)
+        for pts, at in zip(times[keys].tolist(), dts, strict=True)
+    ]
     return Index(
         time_base=time_base,
         origin=int(times[0]),
-        end=int(times[-1]) + (in_order[-1].duration or usual),
+        end=int(times[-1]) + (packets.duration(int(order[-1])) or usual),
         n_frames=len(times),
         times=times,
-        keys=keys,
-        starts=[Start(int(times[i]), in_order[i].dts) for i in keys],
+        keys=keys.tolist(),
+        starts=starts,
         is_regular=is_regular,
         damage=damage,
     )
 
 
-def _entries(video: OpenVideo, beat: Callable[[], object]) -> tuple[list[_Entry], str]:
-    """Return the packets that become frames, in the order of the file, and where they break off."""
-    entries: list[_Entry] = []
+def _read(video: OpenVideo, beat: Callable[[], object]) -> tuple[_Packets, str]:
+    """Return the packets that become frames, and where they break off."""
+    packets = _Packets()
     is_vp8 = video.stream.codec_context.name == "vp8"
     try:
         for packet in video.packets():
             if packet.size and not packet.is_discard and not (is_vp8 and _is_hidden(packet)):
-                duration = int(packet.duration or 0)
-                entries.append(_Entry(packet.pts, packet.dts, duration, packet.is_keyframe))
-            if len(entries) % BEAT_PACKETS == 0:
+                packets.add(packet)
+            if len(packets) % BEAT_PACKETS == 0:
                 beat()
-            if len(entries) > MAX_FRAMES:
+            if len(packets) > MAX_FRAMES:
                 raise DecodeError(f"it has more than {MAX_FRAMES} frames")
     except DecodeError as error:
-        if not entries or len(entries) > MAX_FRAMES:
+        if not packets or len(packets) > MAX_FRAMES:
             raise
-        return entries, f"the file cannot be read after {len(entries)} frames: {error}"
-    return entries, ""
+        return packets, f"the file cannot be read after {len(packets)} frames: {error}"
+    return packets, ""
 
 
 def _is_hidden(packet: Packet[Any]) -> bool:
     return not memoryview(packet)[0] & VP8_IS_SHOWN
-
-
-def _times(entries: Sequence[_Entry], usual: int) -> Times:
-    """Return a time for each packet: when it is shown, or as good a guess as its times allow."""
-    for times in ([it.pts for it in entries], [it.dts for it in entries]):
-        if None not in times:
-            return np.array(times, np.int64)
-    return np.arange(len(entries), dtype=np.int64) * usual
