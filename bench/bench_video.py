@@ -44,7 +44,7 @@ from task import Task  # noqa: E402
 FPS = 5.0
 CLIPS = ("bikes.mp4", "bigbuckbunny.mp4")
 LIMIT_SECONDS = 600.0
-ROUNDS = 5
+ROUNDS = 3
 SECONDS = {"short": 200, "long": 1000}  # of the joined video
 MEMORY_SECONDS = {"10 seconds": 10, "1 hour": 3600}
 
@@ -60,7 +60,7 @@ def by_evmp(file: Path, fps: float) -> int:
     from evmp.video.container import OpenVideo
     from evmp.video.frames import Frames
     from evmp.video.index import index_of
-    from evmp.video.picture import displayed
+    from evmp.video.picture import Display
     from evmp.video.segment import segments_of
 
     job = Job(
@@ -71,12 +71,12 @@ def by_evmp(file: Path, fps: float) -> int:
         is_input_video=True,
         sample_fps=fps,
     )
-    n_frames = 0
+    n_frames, display = 0, Display(-1, 1 << 30)
     with open(file, "rb", buffering=0) as opened, OpenVideo(opened, 1 << 30) as video:
         for segment in segments_of(index_of(video), job, 1 << 30):
             for wanted in Frames(video, 4, fps).read(segment):
                 assert wanted.frame is not None
-                displayed(wanted.frame, video.stream.sample_aspect_ratio, -1, 1 << 30)
+                display.show(wanted.frame, video.stream.sample_aspect_ratio)
                 n_frames += 1
     return n_frames
 

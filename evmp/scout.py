@@ -26,7 +26,7 @@ from evmp.ring import Header, Mark, Ring
 from evmp.source import Kind
 from evmp.source.location import payload_of
 from evmp.stage import HEARTBEAT_SECONDS, claims
-from evmp.video.container import OpenVideo
+from evmp.video.container import OpenVideo, check_installed
 from evmp.video.footage import FootageOpener
 from evmp.video.index import index_of
 from evmp.video.segment import Segment, segments_of
@@ -73,6 +73,7 @@ class Scout:
 
     def open(self) -> None:
         """Get ready to open videos."""
+        check_installed()
         self._opener = FootageOpener(self._job)
         self._segments.populate(1)
 

@@ -22,11 +22,11 @@ from evmp.payload import FetchError
 from evmp.ring import Header, Mark, Ring
 from evmp.sample import SampleTooLarge, pack
 from evmp.stage import HEARTBEAT_SECONDS, claims, put_failure
-from evmp.video.container import OpenVideo
+from evmp.video.container import OpenVideo, check_installed
 from evmp.video.footage import FootageOpener
 from evmp.video.frames import Frames
 from evmp.video.part import Of, Part, leave_part
-from evmp.video.picture import displayed
+from evmp.video.picture import Display
 from evmp.video.segment import Clips, Wanted, clips_of
 from evmp.video.task import Task, rows_of
 
@@ -71,6 +71,7 @@ class VideoDecoder:
         self._pixels, self._results = later[0], later[-1]
         self._seat, self._number = seat, number
         self._opener: FootageOpener
+        self._display: Display
         self._open: tuple[int, Any, OpenVideo] | None = None  # the last video, by its number
         self._at = 0  # the task that is worked on
         self._damage = ""  # of the segment, and as how large its frames are shown
@@ -78,7 +79,9 @@ class VideoDecoder:
 
     def open(self) -> None:
         """Get ready to open videos, and fault the memory in."""
+        check_installed()
         self._opener = FootageOpener(self._job)
+        self._display = Display(self._job.reshape_size, self._job.max_image_pixels)
         self._pixels.populate(self._pixels.row_bytes if self._fit else 1)
 
     def run(self) -> None:
@@ -214,9 +217,7 @@ class VideoDecoder:
             assert self._open is not None
             aspect = self._open[2].stream.sample_aspect_ratio
             try:
-                picture = displayed(
-                    wanted.frame, aspect, self._job.reshape_size, self._job.max_image_pixels
-                )
+                picture = self._display.show(wanted.frame, aspect)
                 self._shape = picture.height, picture.width
             except DecodeError as error:
                 wanted.reason = str(error)

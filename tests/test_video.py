@@ -17,10 +17,11 @@ from PIL import Image
 
 from evmp.errors import DecodeError
 from evmp.job import Job
+from evmp.run import choose_block_rows
 from evmp.video.container import OpenVideo
 from evmp.video.frames import Frames
 from evmp.video.index import Index, index_of
-from evmp.video.picture import displayed
+from evmp.video.picture import Display
 from evmp.video.sampling import Grid, Sampler
 from evmp.video.segment import Clips, Segment, segments_of
 
@@ -280,7 +281,7 @@ def first_of(data: bytes, short_side: int = -1) -> Any:
         wanted = next(iter(Frames(video, 4, 5.0).read(segment)))
         assert wanted.frame is not None
         aspect = video.stream.sample_aspect_ratio
-        return displayed(wanted.frame, aspect, short_side, MAX_PIXELS)
+        return Display(short_side, MAX_PIXELS).show(wanted.frame, aspect)
 
 
 def difference(pixels: np.ndarray, expected: np.ndarray) -> float:
@@ -394,3 +395,9 @@ def test_one_frame_is_a_video() -> None:
     assert index.n_frames == 1
     assert segment.n_items == 1
     assert index.duration_seconds == pytest.approx(0.04)
+
+
+def test_few_videos_are_committed_one_by_one() -> None:
+    assert choose_block_rows(make_job(), 10, 2) == 1
+    assert choose_block_rows(make_job(block_rows=5), 10, 2) == 5
+    assert choose_block_rows(make_job(), 10_000, 2) > 100

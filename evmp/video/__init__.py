@@ -10,5 +10,5 @@
     gathering     the results of a video's frames, kept on disk until it is whole
     summary       what is said of all frames together
 
-PyAV is imported by `container` alone, in the stages that decode.
+PyAV is imported in the stages that decode, when the first video is opened.
 """

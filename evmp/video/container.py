@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from evmp.errors import DecodeError
+from evmp.errors import ConfigError, DecodeError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -152,6 +152,19 @@ class OpenVideo:
             )
 
 
+def check_installed() -> None:
+    """Make sure that there is a PyAV.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ConfigError(f"videos need PyAV: pip install 'evmp[video]' ({error})") from None
+    av.logging.set_level(av.logging.PANIC)
+
+
 @contextmanager
 def told(verdict: str) -> Iterator[None]:
     """Turn what PyAV raises into a DecodeError, in words without names of files."""
@@ -167,11 +180,8 @@ def told(verdict: str) -> Iterator[None]:
 
 
 def _open(file: BinaryIO, max_pixels: int) -> InputContainer:
-    try:
-        import av
-    except ImportError as error:
-        raise DecodeError(f"videos need PyAV: pip install 'evmp[video]' ({error})") from None
-    av.logging.set_level(av.logging.PANIC)
+    import av
+
     return av.open(
         file,
         "r",

@@ -73,7 +73,7 @@ class Index:
 
     def seconds(self, time: int) -> float:
         """Return how long after the first frame a time is."""
-        return float((time - self.origin) * self.time_base)
+        return (time - self.origin) * self.time_base.numerator / self.time_base.denominator
 
 
 class _Packets:
