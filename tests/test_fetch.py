@@ -10,11 +10,12 @@ import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from httpserver import Answer, HttpServer, serving
-from jobfolder import JobFolder
+from jobfolder import JobFolder, kill, wait_for
 from ossserver import KEY_ID, KEY_SECRET, OssServer, serving_oss
 from test_resource import write_zip
 
@@ -72,18 +73,22 @@ def photos_of(photo_file: Callable[..., bytes], n: int) -> dict[str, bytes]:
     return {f"{i} %41+图.jpg": photo_file("coffee", size=(50 + i, 40)) for i in range(n)}
 
 
-def test_everything_may_be_in_another_bucket(
+def test_everything_may_be_in_another_bucket_among_faults_and_a_kill(
     job: JobFolder, oss: OssServer, tiny_model: Path, photo_file: Callable[..., bytes]
 ) -> None:
-    images = photos_of(photo_file, 12)
+    images = photos_of(photo_file, 40)
+    names = list(images)
     for name, data in images.items():
         (job.path / name).write_bytes(data)
     (job.path / "mine.py").write_text(PROCESS)
-    (job.path / "in.txt").write_text("".join(f"{name}\n" for name in images))
-    local = {"input_table": None, "reserved_columns": None, "batch_size": 4, **CODE}
-    expected = job.do(**local, input_oss_file="in.txt", user_resource="mine.py")
-    lines = [*(f"oss://photos/{name}" for name in images), "mine.py"]
-    lines.append(json.dumps({"image": str(job.path / next(iter(images)))}))
+    samples = [{"image": name, "id": n} for n, name in enumerate(names[:4])]
+    (job.path / "in.txt").write_text("\n".join([*names, *map(json.dumps, samples)]))
+    local = {"input_table": None, "reserved_columns": None, "batch_size": 4, "block_rows": 16}
+    expected = job.do(**local, **CODE, input_oss_file="in.txt", user_resource="mine.py")
+    for sample in samples:
+        sample.update(image=f"oss://photos/{sample['image']}", note="oss://code/mine.py")
+    lines = [*(f"oss://photos/{name}" for name in names), *map(json.dumps, samples), "mine.py"]
+    lines.append(json.dumps({"image": str(job.path / names[0])}))
     oss.objects = {
         "photos": images,
         "lists": {"a/in.txt": "\n".join(lines).encode()},
@@ -93,30 +98,34 @@ def test_everything_may_be_in_another_bucket(
     }
     job.write(
         **local,
+        **CODE,
         model_path="oss://models/nets/tiny/",
         input_oss_file="oss://lists/a/in.txt",
         user_resource="oss://code/mine.py",
         output_oss_file="oss://out/out.jsonl",
         ossHost=oss.endpoint,
+        download_retries=5,
     )
+    oss.trouble = (Random(1), 0.02)
 
+    process = job.start()
+    wait_for(process, lambda: oss.requests[names[20]])
+    assert kill(process) == []
     done = job.run()
 
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in oss.objects["out"]["out.jsonl"].splitlines()]
-    assert [row["prediction_result"] for row in rows[:12]] == [
-        row["prediction_result"] for row in expected
-    ]
-    for row in rows[12:]:
-        assert row["prediction_result"]["error_msg"].endswith(
-            "which an input from elsewhere may name only with allow_local_paths: true"
-        )
-    assert "already done: 14 rows" in job.run().stderr
-    assert oss.requests["nets/tiny/model.yaml"] == 2  # its head, and its bytes
+    found = [row["prediction_result"] for row in rows]
+    assert found[:44] == [row["prediction_result"] for row in expected]
+    assert [row["note"] for row in rows[40:44]] == ["oss://code/mine.py"] * 4
+    elsewhere = "which an input from elsewhere may name only with allow_local_paths: true"
+    assert [elsewhere in it["error_msg"] for it in found[44:]] == [True] * 2
+    n_asked = oss.requests["nets/tiny/model.yaml"]
+    assert "already done: 46 rows" in job.run().stderr
+    assert oss.requests["nets/tiny/model.yaml"] == n_asked
 
     oss.objects["lists"]["a/in.txt"] += b"\n"
     assert "input.files[0].etag" in job.run().stderr
-    assert "oss://lists/a/in.txt: 14 rows" in job.run("--check", "-Doutput_oss_file=x.jsonl").stdout
 
 
 def test_model_and_code_may_be_archives_of_a_web_server(
