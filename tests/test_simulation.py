@@ -23,7 +23,7 @@ def check(scenario: Scenario, outcome: Outcome) -> None:
 
 def test_workers_die_and_join_and_every_block_is_committed() -> None:
     scenario = Scenario(
-        40, 2000, block_seconds=5, life_seconds=150, pause_seconds=20, step_seconds=0.5
+        25, 800, block_seconds=5, life_seconds=100, pause_seconds=20, step_seconds=0.5
     )
 
     outcome = Simulation(scenario).run()
