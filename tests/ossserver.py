@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.etree import ElementTree
@@ -74,7 +75,11 @@ class About:
     kind: str = "Normal"
     parts: int = 0
 
-    @property
+    @cached_property
+    def crc64(self) -> str:
+        return str(crc64(self.data))
+
+    @cached_property
     def etag(self) -> str:
         digest = hashlib.md5(self.data).hexdigest().upper()
         return f"{digest}-{self.parts}" if self.parts else digest
@@ -319,7 +324,7 @@ class Handler(BaseHTTPRequestHandler):
     def _told(self, about: About) -> dict[str, str]:
         return {
             "ETag": f'"{about.etag}"',
-            "x-oss-hash-crc64ecma": str(crc64(about.data)),
+            "x-oss-hash-crc64ecma": about.crc64,
             "x-oss-object-type": about.kind,
             "Last-Modified": formatdate(about.modified, usegmt=True),
             **about.headers,
@@ -339,7 +344,7 @@ class Handler(BaseHTTPRequestHandler):
             raise OssError(409, "FileAlreadyExists")
         objects[self.key] = about.data
         self.server.about[self.bucket, self.key] = about
-        return 200, b"", {"x-oss-hash-crc64ecma": str(crc64(about.data)), "ETag": f'"{about.etag}"'}
+        return 200, b"", {"x-oss-hash-crc64ecma": about.crc64, "ETag": f'"{about.etag}"'}
 
     def _delete(self) -> tuple[int, bytes, dict[str, str]]:
         self.server.objects[self.bucket].pop(self.key, None)

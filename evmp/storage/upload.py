@@ -71,17 +71,16 @@ class Upload:
         Raises:
             OSError: when it is no object that evmp has made so, or a part cannot be sent.
         """
-        head = source.head(name)
-        if not head.maker or size not in (None, head.size):
-            raise OSError(errno.EIO, "somebody else has changed the object", source.uri(name))
+        size = source.head(name).size if size is None else size
         is_near = source.place.endpoint == self._storage.place.endpoint
         least = MIN_PART_BYTES if len(self._parts) < SMALL_PARTS else PART_BYTES
-        if is_near and head.size >= least and not 0 < len(self._buffer) < MIN_PART_BYTES:
+        if is_near and size >= least and not 0 < len(self._buffer) < MIN_PART_BYTES:
             self._flush()
-            self._size += head.size
+            self._size += size
             self._crc = None
-            self._submit(lambda number: self._copy_part(number, source, name, head))
+            self._submit(lambda number: self._copy_part(number, source, name, size))
         else:
+            _head_of(source, name, size)
             for chunk in source.stream(name):
                 self.add(chunk)
 
@@ -138,9 +137,9 @@ class Upload:
         )
         return PartInfo(number, answer.etag)
 
-    def _copy_part(self, number: int, source: OssStorage, name: str, head: Head) -> PartInfo:
+    def _copy_part(self, number: int, source: OssStorage, name: str, size: int) -> PartInfo:
         place, key = source.place, source.key(name)
-        headers = {"x-oss-copy-source-if-match": head.etag}
+        headers = {"x-oss-copy-source-if-match": _head_of(source, name, size).etag}
         answer = self._storage.ask(
             lambda bucket: bucket.upload_part_copy(
                 place.bucket, key, None, self._key, self._id, number, headers
@@ -168,3 +167,15 @@ class Upload:
     @property
     def _key(self) -> str:
         return self._storage.key(self._name)
+
+
+def _head_of(source: OssStorage, name: str, size: int) -> Head:
+    """Look at an object that is to be added.
+
+    Raises:
+        OSError: when it is none that evmp has made, or of another size.
+    """
+    head = source.head(name)
+    if not head.maker or head.size != size:
+        raise OSError(errno.EIO, "somebody else has changed the object", source.uri(name))
+    return head
