@@ -208,10 +208,18 @@ def test_a_server_without_etags_is_asked_for_the_whole_again(web: HttpServer) ->
 
 
 def test_damaged_objects_are_fetched_again_or_refused(oss: OssServer) -> None:
-    oss.objects["bkt"] = {"m": BODY[:1000]}
-    oss.fail("m", 0, 0, 503, "reset", "cut")
+    large = bytes(PART_BYTES) + BODY
+    oss.objects["bkt"] = {"m": BODY, "large": large}
+    oss.fail("m", 0, 0, 503, "reset", "cut", "flip")
+    oss.fail("large", 0, 0, 0, "flip")
 
-    assert fetch_model("oss://bkt/m", ossHost=oss.endpoint).file.read_bytes() == BODY[:1000]
+    assert fetch_model("oss://bkt/m", ossHost=oss.endpoint).file.read_bytes() == BODY
+    assert fetch_model("oss://bkt/large", ossHost=oss.endpoint).file.read_bytes() == large
+
+    oss.fail("large", *[0, 0, 0, "flip"], *[0, 0, "flip"] * 2)
+    oss.objects["bkt"]["large"] = large + b"1"
+    message = "the object has come with another CRC64"
+    assert failure_of("oss://bkt/large", ossHost=oss.endpoint) == message
 
 
 def failure_of(uri: str, **keys: Any) -> str:

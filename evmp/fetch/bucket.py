@@ -46,9 +46,7 @@ class BucketOrigin:
     def save(self, name: str, file: BinaryIO) -> None:
         """Get it range by range; see Origin."""
         with _told():
-            for chunk in self._storage.stream(name):
-                self._deadline.check()
-                file.write(chunk)
+            self._storage.save(name, file, self._deadline.check)
 
     def close(self) -> None:
         """Close both storages; see Origin."""

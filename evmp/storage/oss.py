@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeVar
 
 from oss2.exceptions import OssError
 from oss2.utils import Crc64, content_md5
@@ -132,7 +132,9 @@ class OssStorage:
         last = head.size if stop is None else min(stop, head.size)
         while at < last:
             end = min(at + PART_BYTES, last)
-            wanted = {"Range": f"bytes={at}-{end - 1}", "If-Match": head.etag}
+            wanted = {"If-Match": head.etag}
+            if end - at < head.size:  # what comes whole is compared, and asked for again
+                wanted["Range"] = f"bytes={at}-{end - 1}"
             chunk = self.ask(partial(self._get, name=name, headers=wanted), name)
             if len(chunk) != end - at:
                 raise OSError(errno.EIO, "a range has come with another length", self.uri(name))
@@ -147,22 +149,12 @@ class OssStorage:
         """Fetch it to a file, which is deleted at the end; see Storage."""
         draft = self._drafts / uuid.uuid4().hex
         try:
-            self._fetch(name, draft)
+            with open(draft, "wb") as opened:
+                self.save(name, opened)
             yield draft
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(draft)
-
-    def _fetch(self, name: str, draft: Path) -> None:
-        for n_left in reversed(range(FETCH_TRIES)):
-            try:
-                with open(draft, "wb") as file:
-                    for chunk in self.stream(name):
-                        file.write(chunk)
-                return
-            except OSError as error:
-                if error.errno != errno.EBADMSG or not n_left:
-                    raise
 
     def stat(self, name: str) -> Status:
         """Ask for its head; see Storage."""
@@ -215,6 +207,25 @@ class OssStorage:
         for page in self._pages(self.key(""), ""):
             for it in page:
                 yield self._name(it.key), Status(it.size, float(it.last_modified), it.etag)
+
+    def save(self, name: str, file: BinaryIO, tick: Callable[[], object] = lambda: None) -> None:
+        """Write an object to a file, and again where it has come damaged.
+
+        Args:
+            file: of this machine, empty.
+            tick: called for each piece that has come.
+        """
+        for n_left in reversed(range(FETCH_TRIES)):
+            try:
+                for chunk in self.stream(name):
+                    tick()
+                    file.write(chunk)
+                return
+            except OSError as error:
+                if error.errno != errno.EBADMSG or not n_left:
+                    raise
+                file.seek(0)
+                file.truncate()
 
     def put(self, name: str, data: bytes, *, maker: str = "", once: bool = False) -> None:
         """Make an object in one request.
@@ -373,7 +384,7 @@ class OssStorage:
                 body = read_body(response, sys.maxsize, deadline, crc.update)
             finally:
                 dismiss(response)
-        if not headers and crc.crc != int(answer.headers.get(CRC_HEADER, crc.crc)):
+        if "Range" not in headers and crc.crc != int(answer.headers.get(CRC_HEADER, crc.crc)):
             raise Again("the object has come with another CRC64 than it has")
         return body
 
