@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from functools import cache, cached_property
 from itertools import pairwise
+from random import Random
 from typing import Any
 
 import av
@@ -262,6 +264,14 @@ def test_frames_chosen_one_by_one_are_those_chosen_at_once(fps: float) -> None:
     assert [*found, *sampler.end()] == grid.kept(times).tolist()
 
 
+def test_of_no_frames_none_is_kept() -> None:
+    times = np.arange(5)
+    index = Index(Fraction(1, 25), 0, 5, 5, times, (), (), True, "")
+
+    assert Grid(5.0, index).kept(times[:0]).tolist() == []
+    assert list(segments_of(index, make_job(decode_type=2), 10))[-1].is_last
+
+
 def test_times_of_many_digits_lose_none() -> None:
     times = np.arange(5, dtype=np.int64) * 40_000_000_000 + (1 << 50)
     index = Index(
@@ -401,3 +411,22 @@ def test_few_videos_are_committed_one_by_one() -> None:
     assert choose_block_rows(make_job(), 10, 2) == 1
     assert choose_block_rows(make_job(block_rows=5), 10, 2) == 5
     assert choose_block_rows(make_job(), 10_000, 2) > 100
+
+
+def test_codec_that_is_not_built_in_is_told() -> None:
+    data = make_clip(3).replace(b"avc1", b"xyz1")
+
+    with pytest.raises(DecodeError, match="there is no decoder for this kind of video"):
+        opened(data)
+
+
+@pytest.mark.parametrize("format", ["mp4", "matroska", "mpegts", "avi"])
+def test_damage_of_any_kind_costs_frames_or_the_video(format: str) -> None:
+    whole = make_clip(40, format=format, g=20, bf=2)
+    random = Random(7)
+    for _ in range(40):
+        data = bytearray(whole[: random.randrange(1000, len(whole) + 1)])
+        for _ in range(random.choice([1, 10, 50])):
+            data[random.randrange(len(data))] = random.randrange(256)
+        with suppress(DecodeError):
+            read(bytes(data), enough=4, decode_type=random.randint(1, 4), sample_fps=0)

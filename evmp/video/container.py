@@ -142,9 +142,9 @@ class OpenVideo:
             raise
 
     def _check(self) -> None:
-        context = self.stream.codec_context
-        if not context.codec.is_decoder:
-            raise DecodeError(f"there is no decoder for {context.name}")
+        context: Any = self.stream.codec_context
+        if context is None or not context.codec.is_decoder:
+            raise DecodeError("there is no decoder for this kind of video")
         if context.width * context.height > self._max_pixels:
             raise DecodeError(
                 f"frames of {context.width} x {context.height} pixels exceed max_image_pixels "
@@ -175,7 +175,7 @@ def told(verdict: str) -> Iterator[None]:
     except av.error.FFmpegError as error:
         reason = (error.strerror or type(error).__name__).lower()
         raise DecodeError(f"{verdict}: {reason}") from None
-    except (ValueError, OverflowError, RuntimeError, MemoryError) as error:
+    except (ValueError, LookupError, OverflowError, RuntimeError, MemoryError) as error:
         raise DecodeError(f"{verdict}: {str(error).lower() or type(error).__name__}") from None
 
 

@@ -40,7 +40,7 @@ class Grid:
 
     def kept(self, times: Times) -> Times:
         """Return which of all frames, by their times, are kept, ascending."""
-        if self.takes_all:
+        if self.takes_all or not len(times):
             return np.arange(len(times))
         middles = times[:-1] + times[1:] - 2 * self._origin
         if len(middles) and int(middles[-1]) * self._times >= 1 << 62:

@@ -125,7 +125,7 @@ def segments_of(index: Index, job: Job, enough_items: int, most: int = 0) -> Ite
         n_items = min(n_items, most) if most else n_items
         yield Segment(_light(index, index.times), (), None, 0, n_items, True)
         return
-    decoded = np.array(index.keys) if job.decode_type == 2 else np.arange(index.n_frames)
+    decoded = np.array(index.keys, np.int64) if job.decode_type == 2 else np.arange(index.n_frames)
     kept = Grid(job.sample_fps, index).kept(index.times[decoded])
     frames = decoded[kept]
     if most:
@@ -160,7 +160,7 @@ def _bounds(index: Index, firsts: Times, clips: Clips, enough_items: int) -> Ite
     begin, start = 0, 0
     span = int(firsts[1] - firsts[0]) * clips.size // clips.stride if len(firsts) > 1 else 1
     least = max(LEAST_FRAMES, LEAST_CLIPS * span if clips.size > 1 else 0)
-    for key, following in zip(index.keys, [*index.keys[1:], index.n_frames], strict=True):
+    for key, following in pairwise([*index.keys, index.n_frames]):
         clip = bisect_left(firsts, key)
         is_whole = key - start >= least and index.n_frames - key >= least
         after = bisect_left(firsts, following)

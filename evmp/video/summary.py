@@ -122,7 +122,7 @@ class BestScores:
     def add(self, members: dict[str, Any], result: Any) -> None:
         self._n += 1
         scores = result["detection_scores"]
-        names = result.get("detection_class_names") or ["text"] * len(scores)
+        names = result.get("detection_class_names") or ["text"] * len(scores)  # of text_detector
         best: dict[str, float] = {}
         for name, score in zip(names, scores, strict=False):
             best[name] = max(score or 0.0, best.get(name, 0.0))
