@@ -234,7 +234,7 @@ def rehearsed(job: Path, n_rows: int) -> list[dict[str, Any]]:
     layout = plan.layout.holding(n_rows)
     seats, ledger = Board(layout.roles, 1).workers[0], plan.target.ledger
     worker = Worker(0, plan.job, plan.package, layout, ledger, plan.source, seats, list)
-    results = worker.rehearse([Block(0, n_rows)])
+    results = worker.rehearse([Block(0, n_rows)], 1)
     return [orjson.loads(results.data(n)) for n in range(n_rows)]
 
 
