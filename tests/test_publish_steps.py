@@ -175,7 +175,7 @@ def test_publish_that_dies_is_done_again(
     assert n_lines > 100
 
 
-@strides(61)
+@strides(131)
 @every_kind
 def test_job_that_dies_at_its_end_is_brought_there(
     place_of: PlaceOf, undisturbed: dict[str, Files], kind: str, stride: int
