@@ -63,7 +63,10 @@ class Counter(IntEnum):
     AT = 11  # the row that a decoder is at, of those that it holds, plus 1; 0 is none
     ITEMS = 12  # frames or clips of videos whose results the writer has
     MILLISECONDS = 13  # of videos: those the scout has looked at, those the writer is through with
-    FILL = 14  # the supervisor's seat: fill of each ring in thousandths, from here on
+    BLOCK = 14  # the row at which the writer's block starts, plus 1; ROWS and FAILED as of then:
+    BLOCK_ROWS = 15
+    BLOCK_FAILED = 16
+    FILL = 17  # the supervisor's seat: fill of each ring in thousandths, from here on
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,7 @@ class Meter:
         """Count a worker's rows on from what its shard has committed, before it starts."""
         self._base[worker] = (done, failed)
         counters = self.workers[worker][-1].counters
-        counters[Counter.ROWS] = counters[Counter.FAILED] = 0
+        counters[Counter.ROWS] = counters[Counter.FAILED] = counters[Counter.BLOCK] = 0
         for seat in self.workers[worker]:
             if seat.role in ("scout", "writer"):
                 seat.counters[Counter.MILLISECONDS] = seat.counters[Counter.ITEMS] = 0

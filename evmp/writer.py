@@ -140,8 +140,8 @@ class Writer:
         if self._block is None or not placed:
             return
         written = self._block.append(self._sink, placed)
-        self._seat.add(Counter.ROWS, len(written))
-        self._seat.add(Counter.FAILED, sum(record.failed for record in written))
+        if written:
+            self._count(self._block)
         self._seat.add(Counter.BYTES, sum(len(record.result) for record in written))
         is_last = placed[-1].place + 1 == self._block.stop
         if self._block.is_full:
@@ -162,6 +162,22 @@ class Writer:
         left = Block(min(start, planned.stop), planned.stop)
         stage = self._ledger.stage(self._run, start)
         self._block = _OpenBlock(left, self._rows, stage, self._sink)
+        if len(left) > 0:
+            self._begin_count(left.start)
+            self._count(self._block)
+
+    def _begin_count(self, start: int) -> None:
+        counters = self._seat.counters
+        if counters[Counter.BLOCK] != start + 1:
+            counters[Counter.BLOCK_ROWS] = counters[Counter.ROWS]
+            counters[Counter.BLOCK_FAILED] = counters[Counter.FAILED]
+            counters[Counter.BLOCK] = start + 1
+
+    def _count(self, block: _OpenBlock) -> None:
+        """Count the rows of the open block, also those that a writer that died had not counted."""
+        counters = self._seat.counters
+        counters[Counter.ROWS] = counters[Counter.BLOCK_ROWS] + len(block.done)
+        counters[Counter.FAILED] = counters[Counter.BLOCK_FAILED] + block.n_failed
 
     def _commit(self, block: _OpenBlock) -> None:
         self._block = None

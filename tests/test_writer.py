@@ -14,7 +14,7 @@ from evmp.agenda import Agenda
 from evmp.grid import Block
 from evmp.job import Job
 from evmp.ledger import Ledger
-from evmp.metrics import Board, Counter
+from evmp.metrics import Board, Counter, Seat
 from evmp.ring import Header, Mark, Ring
 from evmp.source import KeyField
 from evmp.stage import put_failure
@@ -45,11 +45,15 @@ def filled_ring(rows: Sequence[int], n_rows: int = 2) -> Ring:
 
 
 def make_writer(
-    ledger: Ledger, ring: Ring, blocks: Sequence[Block], output: str = "output_oss_file: o.jsonl"
+    ledger: Ledger,
+    ring: Ring,
+    blocks: Sequence[Block],
+    output: str = "output_oss_file: o.jsonl",
+    seat: Seat | None = None,
 ) -> Writer:
     key, _, value = output.partition(": ")
     job = Job(model_path="m", model_type="classifier", input_oss_file="l", **{key: value})
-    seat = Board(["writer"], 1).workers[0][0]
+    seat = seat or Board(["writer"], 1).workers[0][0]
     agenda = Agenda.of(blocks)
     for number, block in enumerate(blocks):
         agenda.begin(number, block.start)
@@ -148,6 +152,18 @@ def test_successor_cuts_a_torn_row_off_and_writes_it_again(ledger: Ledger) -> No
     make_writer(ledger, filled_ring(range(3)), [Block(0, 3)]).run()
 
     assert written(ledger) == {(0, 3): [line(0), line(1), line(2)]}
+
+
+def test_rows_that_a_predecessor_had_not_counted_are_counted_once(ledger: Ledger) -> None:
+    seat = Board(["writer"], 1).workers[0][0]
+    ledger.stage("run", 0).write_bytes(line(0) + b"\n" + line(1) + b"\n")
+    blocks = [Block(0, 3), Block(3, 4)]
+
+    make_writer(ledger, filled_ring(range(4)), blocks, seat=seat).run()
+    assert seat.counters[Counter.ROWS] == 4
+
+    make_writer(ledger, filled_ring(range(4)), blocks, seat=seat).run()
+    assert seat.counters[Counter.ROWS] == 4
 
 
 def test_rows_that_only_fill_a_batch_up_are_not_written(ledger: Ledger) -> None:
