@@ -20,12 +20,13 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from evmp.grid import Block, Grid
 from evmp.ledger import Ledger
@@ -36,15 +37,16 @@ RENEWALS: Final = 3  # in the time of a lease
 DEAD: Final = 0.7  # of that time without a sign; the rest is for finding out
 NEWCOMERS: Final = 0.6  # of that time, after which a worker looks who else is there
 NEARBY: Final = 8  # workers at least, that it lists for that
+VAIN_LOOKS: Final = 8  # that find no block free, before a worker asks which chunks are done
 MISSES: Final = 3  # blocks that others were faster to take, before a chunk is looked at again
 JUDGED: Final = 8  # leases that one look asks for their worker
 MIN_PAUSE_SECONDS: Final = 0.05  # of a worker that finds nothing; it doubles each time
 CROWD: Final = 100  # workers; where there are more, each looks less often when it is idle
 CLOCK_LEASES: Final = 10  # the storage's clock is read once in the time of so many
+_LEASE_OR_STOP: Final = re.compile(rf"/(\d{{{DIGITS}}})([.-])(\d+)$", re.ASCII | re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """Rows [start, stop) that are not committed, and how often they were leased."""
 
     start: int
@@ -92,6 +94,7 @@ class Leases:
         self._view: _View | None = None
         self._chunks: list[int] = []
         self._done_chunks: set[int] = set()
+        self._n_vain_looks = 0
         self._n_chunks = -(-len(grid) // CHUNK_CELLS)
         self._alive: dict[str, float] = {}
         self._neighbour = ""
@@ -306,11 +309,11 @@ class Leases:
         """Look into the next chunk that is not done. Returns None when all are."""
         self._storage.stat("job.json")
         if not self._chunks:
-            names = self._storage.names("chunks")
-            self._done_chunks.update(int(name.partition("/")[2]) for name in names)
-            self._chunks = [k for k in range(self._n_chunks) if k not in self._done_chunks]
-            self._chance.shuffle(self._chunks)
+            self._forget_done_chunks()
         while self._chunks:
+            if self._n_vain_looks >= VAIN_LOOKS:
+                self._forget_done_chunks()
+                continue
             chunk = self._chunks.pop()
             if chunk not in self._done_chunks:
                 view = self._seen(chunk)
@@ -320,6 +323,13 @@ class Leases:
         self.is_complete = len(self._done_chunks) == self._n_chunks
         return None
 
+    def _forget_done_chunks(self) -> None:
+        names = self._storage.names("chunks")
+        self._done_chunks.update(int(name.partition("/")[2]) for name in names)
+        chunks = self._chunks or self._chance.sample(range(self._n_chunks), self._n_chunks)
+        self._chunks = [chunk for chunk in chunks if chunk not in self._done_chunks]
+        self._n_vain_looks = 0
+
     def _seen(self, chunk: int) -> _View:
         view = _View(chunk)
         for unit in self._units(chunk):
@@ -327,6 +337,7 @@ class Leases:
         if not view.free and not view.leased:
             self._storage.create(f"chunks/{chunk:06d}", b"")
             self._done_chunks.add(chunk)
+        self._n_vain_looks += not view.free
         view.leased = [unit for unit in view.leased if unit.start not in self._held]
         self._chance.shuffle(view.free)
         self._chance.shuffle(view.leased)
@@ -335,17 +346,14 @@ class Leases:
     def _units(self, chunk: int) -> Iterator[Unit]:
         """Yield what is not known to be committed of each cell of a chunk."""
         leased, done = dict[int, int](), dict[int, int]()
-        of_mark, skipped = {".": leased, "-": done}, len(_folder(chunk)) + 1
-        for name in self._storage.names(_folder(chunk)):
-            own = name[skipped:]
-            start, mark, number = own[:DIGITS], own[DIGITS : DIGITS + 1], own[DIGITS + 1 :]
-            if mark in of_mark and start.isdecimal() and number.isdecimal():
-                latest, at = of_mark[mark], int(start)
-                latest[at] = max(int(number), latest.get(at, 0))
+        of_mark = {".": leased, "-": done}
+        names = "\n".join(self._storage.names(_folder(chunk)))
+        for start, mark, number in _LEASE_OR_STOP.findall(names):
+            of_mark[mark][int(start)] = int(number)  # sorted: of each start, the last counts
         last = min(len(self._grid), (chunk + 1) * CHUNK_CELLS)
         for cell in self._grid.cells(chunk * CHUNK_CELLS, last):
             at = cell.start
-            while at in done:
+            while at < cell.stop and at in done:
                 at = done[at]
             if at < cell.stop:
                 yield Unit(at, cell.stop, leased.get(at, 0))

@@ -341,3 +341,20 @@ def test_complete_chunks_are_not_looked_into_again(make: Make, storage: MemorySt
 
     assert late.leases.is_complete
     assert (storage.requests - before)["names"] <= 3
+
+
+def test_worker_that_finds_no_block_free_asks_which_chunks_are_done(
+    make: Make, storage: MemoryStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "VAIN_LOOKS", 1)
+    slow, fast = make("slow"), make("fast")
+    slow.commit(slow.claim())  # it knows of three more chunks, and of blocks in this one
+    drain(fast)
+    before = storage.requests.copy()
+
+    for _ in range(10):
+        if not slow.leases.is_complete:
+            assert slow.leases.claim() is None
+
+    assert slow.leases.is_complete
+    assert (storage.requests - before)["names"] <= 3

@@ -13,8 +13,9 @@ import heapq
 import random
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from cluster.storage import MemoryStorage
@@ -113,12 +114,28 @@ class Records:
         """Commit a block: its data, its record. Returns whether it came first."""
         self.storage.requests["write"] += 1
         self.storage.requests["create"] += 1
-        return self._stops.setdefault(block.start, block.stop) is block.stop
+        if block.start in self._stops:
+            return False
+        self._stops[block.start] = block.stop
+        return True
 
     @property
     def n_rows(self) -> int:
         """How many rows are committed."""
         return sum(stop - start for start, stop in self._stops.items())
+
+
+class RememberedGrid(Grid):
+    """A grid that thousands of workers ask for the same cells."""
+
+    def cells(self, start: int, stop: int) -> Iterator[Block]:
+        """Yield the cells [start, stop)."""
+        return iter(_cells(self, start, stop))
+
+
+@cache
+def _cells(grid: Grid, start: int, stop: int) -> list[Block]:
+    return list(Grid.cells(grid, start, stop))
 
 
 class Simulation:
@@ -131,7 +148,7 @@ class Simulation:
         self._storage = MemoryStorage(lambda: self._now)
         self._records = Records(self._storage)
         self._storage.write("job.json", b"{}")
-        self._grid = Grid(scenario.n_blocks * ROWS_OF_BLOCK, 1, ROWS_OF_BLOCK)
+        self._grid = RememberedGrid(scenario.n_blocks * ROWS_OF_BLOCK, 1, ROWS_OF_BLOCK)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._n_events = 0
         self._orphans: dict[int, float] = {}
