@@ -6,6 +6,7 @@ without loss: its replacement cuts a torn end off, counts what is there, and ski
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 from bisect import bisect_left
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from evmp.job import Job
     from evmp.key import KeyField
+
+log = logging.getLogger(__name__)
 
 MAX_BLOCK_BYTES: Final = 256 << 20
 KEEP_BYTES: Final = 1 << 16  # memory that a row of the last ring may keep after a large result
@@ -139,6 +142,9 @@ class Writer:
     def _append(self, placed: list[_Placed]) -> None:
         if self._block is None or not placed:
             return
+        if self._block.has_lost_rows_before(placed):
+            log.info("others have committed a part of the block of row %d", self._block.stop - 1)
+            self._block.drop()
         written = self._block.append(self._sink, placed)
         if written:
             self._count(self._block)
@@ -161,7 +167,7 @@ class Writer:
             self._agenda.note(number, stop)
         left = Block(min(start, planned.stop), planned.stop)
         stage = self._ledger.stage(self._run, start)
-        self._block = _OpenBlock(left, self._rows, stage, self._sink)
+        self._block = _OpenBlock(left, planned.start, self._rows, stage, self._sink)
         if len(left) > 0:
             self._begin_count(left.start)
             self._count(self._block)
@@ -205,8 +211,10 @@ class _Placed(NamedTuple):
 class _OpenBlock:
     """The block whose rows arrive now, and its stage file; of an empty block rows are dropped."""
 
-    def __init__(self, block: Block, rows: Sequence[int], path: Path, sink: Sink) -> None:
-        self._start, self.stop = block.start, block.stop
+    def __init__(
+        self, block: Block, planned: int, rows: Sequence[int], path: Path, sink: Sink
+    ) -> None:
+        self._start, self.stop, self._planned = block.start, block.stop, planned
         self.path = path
         self.n_failed = 0
         self.reasons = Reasons()
@@ -244,6 +252,20 @@ class _OpenBlock:
                     self.n_failed += 1
                     self.reasons.add(record.index, bytes(record.result))
         return records
+
+    def has_lost_rows_before(self, placed: list[_Placed]) -> bool:
+        """Return whether rows are missing that lie in a stage file which came too late.
+
+        That is one of more rows than another worker has committed of the same block: this block
+        begins where that one's rows stop, and the rows up to `placed` will not come again.
+        """
+        is_open = self._file is not None and self._start > self._planned
+        return is_open and self._next == self._start < placed[0].place
+
+    def drop(self) -> None:
+        """Leave the block's rows to whoever takes them next."""
+        self.finish()
+        self._start = self._next = self.stop
 
     def finish(self) -> bool:
         """Close the file. Returns whether it holds rows that are to be committed."""

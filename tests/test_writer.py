@@ -145,6 +145,42 @@ def test_successor_drops_rows_of_a_block_that_is_committed(ledger: Ledger) -> No
     assert made._seat.counters[Counter.ROWS] == 2
 
 
+def commit_elsewhere(ledger: Ledger, block: Block) -> None:
+    stage = ledger.stage("elsewhere", block.start)
+    stage.write_bytes(b"".join(line(row) + b"\n" for row in range(block.start, block.stop)))
+    assert ledger.commit(stage, block, 0, {})
+
+
+def test_large_piece_that_loses_to_a_small_one_leaves_the_rest_to_others(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "MAX_BLOCK_BYTES", 100)
+    commit_elsewhere(ledger, Block(0, 1))
+    made = make_writer(ledger, filled_ring(range(8)), [Block(0, 6), Block(6, 8)])
+    # What it has begun before the other commits, it goes on with.
+    monkeypatch.setattr(ledger, "stop_of", lambda start, look=ledger.stop_of: None)
+    made._open_block(0)
+    monkeypatch.undo()
+    monkeypatch.setattr(writer, "MAX_BLOCK_BYTES", 100)
+
+    made.run()
+
+    assert list(written(ledger)) == [(0, 1), (6, 8)]
+    assert made._seat.counters[Counter.ROWS] == 4
+
+
+def test_successor_leaves_to_others_what_its_predecessor_wrote_in_vain(ledger: Ledger) -> None:
+    ledger.stage("run", 0).write_bytes(b"".join(line(row) + b"\n" for row in range(3)))
+    commit_elsewhere(ledger, Block(0, 2))
+
+    made = make_writer(ledger, filled_ring(range(3, 6)), [Block(0, 6)])
+    made.run()
+
+    assert list(written(ledger)) == [(0, 2)]
+    assert made._agenda.n_done == 1
+    assert made._agenda.committed(0) == 2
+
+
 def test_successor_cuts_a_torn_row_off_and_writes_it_again(ledger: Ledger) -> None:
     stage = ledger.stage("run", 0)
     stage.write_bytes(line(0) + b"\n" + line(1)[:10])
