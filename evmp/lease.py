@@ -6,9 +6,10 @@
     chunks/<chunk>                          says that all rows of a chunk are
 
 A lease lives as long as its worker, which has shown itself within the last seconds by the storage's
-own clock: clocks of machines are never compared. The lease of a dead worker is left as it is; the
-next generation of it goes to whoever creates that first. None of this decides what counts, which
-the records of the ledger do. A worker that was taken for dead, and is not, loses some time.
+own clock: clocks of machines are never compared. Within how many, each worker says itself. The
+lease of a dead worker is left as it is; the next generation of it goes to whoever creates that
+first. None of this decides what counts, which the records of the ledger do. A worker that was taken
+for dead, and is not, loses some time.
 
 Nobody lists everything. The blocks lie in chunks of a few hundred; a worker looks into one chunk
 after the other, in an order of its own, and takes blocks of it at random. It watches one other
@@ -70,7 +71,7 @@ class Leases:
     Args:
         ledger, grid: of the job.
         worker: a name that no other worker has, nor a predecessor: random hexadecimal digits.
-        seconds: a worker that does not show itself for so long is dead.
+        seconds: when this worker does not show itself for so long it is dead.
         clock: seconds since any time.
         about: told to whoever asks what the workers do.
     """
@@ -97,6 +98,7 @@ class Leases:
         self._n_vain_looks = 0
         self._n_chunks = -(-len(grid) // CHUNK_CELLS)
         self._alive: dict[str, float] = {}
+        self._seconds_of: dict[str, float] = {}
         self._neighbour = ""
         self._offset, self._due, self._read_clock, self._look_again = 0.0, 0.0, 0.0, 0.0
         self._idle_since: float | None = None
@@ -164,7 +166,8 @@ class Leases:
 
     def _show(self) -> None:
         held = [[unit.start, unit.stop, unit.generation] for unit, _ in self._held.values()]
-        shown = json.dumps({**self._about, "held": held}).encode()
+        about = {**self._about, "lease_seconds": self._seconds, "held": held}
+        shown = json.dumps(about).encode()
         self._storage.write(f"workers/{self._worker}", shown)
         self._due = self._clock() + self._seconds / RENEWALS
 
@@ -182,8 +185,15 @@ class Leases:
             shown = self._storage.stat(f"workers/{worker}").modified
         except FileNotFoundError:
             return True
-        self._alive[worker] = shown + DEAD * self._seconds
+        self._alive[worker] = shown + DEAD * self._lifetime(worker)
         return self._alive[worker] < self._now()
+
+    def _lifetime(self, worker: str) -> float:
+        """Return the time of another worker's leases, which it is asked for once."""
+        if worker not in self._seconds_of:
+            told = self._read(f"workers/{worker}").get("lease_seconds")
+            self._seconds_of[worker] = told if isinstance(told, (int, float)) else self._seconds
+        return self._seconds_of[worker]
 
     def _watch(self) -> None:
         """Find out what dead neighbours held, up to the first that lives."""

@@ -51,9 +51,17 @@ def ledger(tmp_path: Path, storage: MemoryStorage) -> Ledger:
 class Worker:
     """A worker without processes: what it would compute, it commits when it is told to."""
 
-    def __init__(self, ledger: Ledger, name: str, time: Time, *, skew: float = 0) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        name: str,
+        time: Time,
+        *,
+        skew: float = 0,
+        seconds: float = SECONDS,
+    ) -> None:
         self.ledger, self.name = ledger, name
-        self.leases = Leases(ledger, GRID, name, SECONDS, lambda: time.now + skew)
+        self.leases = Leases(ledger, GRID, name, seconds, lambda: time.now + skew)
         self.leases.renew()
 
     def claim(self) -> Block:
@@ -148,6 +156,19 @@ def test_clocks_of_workers_are_not_compared(make: Make, time: Time) -> None:
 
     assert not fast.leases.has_found and not slow.leases.has_found
     assert fast.commit(mine) and slow.commit(yours)
+
+
+def test_each_worker_lives_as_long_as_it_says_itself(make: Make, time: Time) -> None:
+    calm, hasty = make("calm", seconds=60.0), make("hasty", seconds=2.0)
+    mine, yours = calm.claim(), hasty.claim()
+
+    pass_seconds(time, 30.0, hasty)  # in which the calm one would have shown itself once
+    assert not hasty.leases.has_found
+    assert mine not in iter(hasty.leases.claim, None)
+
+    pass_seconds(time, 8.0, calm)  # it looks for newcomers no sooner
+    assert calm.leases.has_found
+    assert calm.claim() == yours
 
 
 @pytest.mark.parametrize("is_late_first", [True, False])
