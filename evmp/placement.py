@@ -35,12 +35,13 @@ def spread(gpus: Sequence[str], share: int, n_workers: int, worker: int) -> list
 
     Args:
         share: of a worker, in hundredths of a GPU, at least 1.
+        worker: which; one beyond the n, who may be elsewhere, lies where it would if all were here.
     """
     if not gpus:
         return []
     if share < 100:
         n_on_a_card = max(100 // share, -(-n_workers // len(gpus)))
-        return [gpus[worker // n_on_a_card]]
+        return [gpus[worker // n_on_a_card % len(gpus)]]
     n = min(-(-share // 100), len(gpus))
     first = worker * share // 100 if has_room(len(gpus), share, n_workers) else worker * n
     return [gpus[(first + i) % len(gpus)] for i in range(n)]
@@ -57,7 +58,7 @@ def cpus_of(job: Job, worker: int) -> list[int]:
     """Return the CPUs of a worker: its own where there are enough for all, else every one."""
     everyone = machine.cpus()
     n_own = max(1, job.cpuRequired // 100)
-    if n_own * job.num_worker > len(everyone):
+    if n_own * max(job.num_worker, worker + 1) > len(everyone):
         return everyone
     return everyone[worker * n_own : (worker + 1) * n_own]
 

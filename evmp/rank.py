@@ -30,8 +30,8 @@ class Rank:
     Attributes:
         worker: which worker, from 0.
         n_workers: of the job, on all machines.
-        place: which of the workers on this machine.
-        n_places: how many the engine has put on this machine.
+        place: which of the workers on this machine; its number, where nobody says.
+        n_places: how many the engine says that it has put on this machine.
         engine: what has started it; empty where somebody has said so by hand.
     """
 
@@ -48,16 +48,17 @@ class Rank:
     def fit(self, job: Job, environ: Environment = os.environ) -> Job:
         """Return the job as it is on this machine: its workers, and their CPUs and GPUs.
 
-        What the engine has given counts more than `cpuRequired` and `gpuRequired`.
+        What the engine has given counts more than `cpuRequired` and `gpuRequired`. Of the CPUs it
+        is all: there may be others on this machine, of whom this command does not know.
         """
-        here = {"num_worker": self.n_places}
-        if self.engine and len(machine.cpus()) < (os.cpu_count() or 1):
-            here["cpuRequired"] = 100 * len(machine.cpus())
+        here = {"num_worker": self.n_places, "cpuRequired": 100 * len(machine.cpus())}
         gpus = machine.gpus() if "CUDA_VISIBLE_DEVICES" in environ else []
         if self.engine and gpus and job.gpuRequired:
             n_sharing = 1 if "SLURM_GPUS_PER_TASK" in environ else self.n_places
             here["gpuRequired"] = max(1, 100 * len(gpus) // n_sharing)
-        return job.model_copy(update=here)
+        fitted = job.model_copy(update=here)
+        fitted.model_fields_set.difference_update(here)  # which nobody has asked for
+        return fitted
 
 
 def find_rank(job: Job, by_hand: str = "", environ: Environment = os.environ) -> Rank | None:
@@ -88,16 +89,17 @@ def _by_hand(text: str) -> Rank:
     if not re.fullmatch(r"[0-9]{1,6}/0*[1-9][0-9]{0,5}", text, re.ASCII):
         raise ConfigError(Problem(f"--worker: got {text}, expected k/n, such as 0/4, to 3/4"))
     worker, n_workers = map(int, text.split("/"))
-    return Rank(worker, n_workers)
+    return Rank(worker, n_workers, worker)
 
 
 def _torchrun(environ: Environment, n_workers: int) -> Rank | None:
     if "RANK" not in environ or "WORLD_SIZE" not in environ:
         return None
+    rank = _number(environ, "RANK")
     return Rank(
-        _number(environ, "RANK"),
+        rank,
         _number(environ, "WORLD_SIZE"),
-        _number(environ, "LOCAL_RANK", 0),
+        _number(environ, "LOCAL_RANK", rank),
         _number(environ, "LOCAL_WORLD_SIZE", 1),
         "torchrun",
     )
@@ -107,10 +109,11 @@ def _mpi(environ: Environment, n_workers: int) -> Rank | None:
     prefix = "OMPI_COMM_WORLD"
     if f"{prefix}_RANK" not in environ:
         return None
+    rank = _number(environ, f"{prefix}_RANK")
     return Rank(
-        _number(environ, f"{prefix}_RANK"),
+        rank,
         _number(environ, f"{prefix}_SIZE"),
-        _number(environ, f"{prefix}_LOCAL_RANK", 0),
+        _number(environ, f"{prefix}_LOCAL_RANK", rank),
         _number(environ, f"{prefix}_LOCAL_SIZE", 1),
         "OpenMPI",
     )
@@ -131,10 +134,11 @@ def _slurm(environ: Environment, n_workers: int) -> Rank | None:
     if "SLURM_PROCID" in environ and not is_script:
         task = _number(environ, "SLURM_PROCID")
         n_tasks = _number(environ, "SLURM_STEP_NUM_TASKS", _number(environ, "SLURM_NTASKS", 1))
+    worker = element * n_tasks + task
     return Rank(
-        element * n_tasks + task,
+        worker,
         n_elements * n_tasks,
-        _number(environ, "SLURM_LOCALID", 0) if n_tasks > 1 else 0,
+        _number(environ, "SLURM_LOCALID", worker) if n_tasks > 1 else worker,
         _n_tasks_here(environ) if n_tasks > 1 else 1,
         "Slurm",
     )
@@ -153,7 +157,8 @@ def _kubernetes(environ: Environment, n_workers: int) -> Rank | None:
     """Kubernetes tells a pod its index, not how many there are: that is `num_worker`."""
     if "JOB_COMPLETION_INDEX" not in environ:
         return None
-    return Rank(_number(environ, "JOB_COMPLETION_INDEX"), n_workers, engine="Kubernetes")
+    index = _number(environ, "JOB_COMPLETION_INDEX")
+    return Rank(index, n_workers, index, engine="Kubernetes")
 
 
 def _number(environ: Environment, name: str, default: int | None = None) -> int:

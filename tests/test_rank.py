@@ -7,6 +7,7 @@ import pytest
 from evmp import machine
 from evmp.errors import ConfigError
 from evmp.job import Job
+from evmp.placement import cpus_of, gpus_of, shortages
 from evmp.rank import Rank, find_rank
 
 
@@ -33,20 +34,20 @@ def task(number: int, n_tasks: int, **variables: str) -> dict[str, str]:
     [
         ({}, None),
         ({"SLURM_JOB_ID": "7"}, None),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, Rank(1, 4, engine="Slurm")),
+        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "4"}, Rank(1, 4, 1, engine="Slurm")),
         (task(0, 1), None),
         (
             task(4, 5, SLURM_LOCALID="1", SLURM_NODEID="2", SLURM_STEP_TASKS_PER_NODE="1,2(x2)"),
             Rank(4, 5, 1, 2, "Slurm"),
         ),
-        (array(1), Rank(0, 4, engine="Slurm")),
-        (array(4), Rank(3, 4, engine="Slurm")),
-        (array(7, SLURM_ARRAY_TASK_STEP="2"), Rank(3, 4, engine="Slurm")),
+        (array(1), Rank(0, 4, 0, engine="Slurm")),
+        (array(4), Rank(3, 4, 3, engine="Slurm")),
+        (array(7, SLURM_ARRAY_TASK_STEP="2"), Rank(3, 4, 3, engine="Slurm")),
         # A script is told of the tasks that srun would start; it is none of them.
-        (array(2, SLURM_NTASKS="3"), Rank(1, 4, engine="Slurm")),
+        (array(2, SLURM_NTASKS="3"), Rank(1, 4, 1, engine="Slurm")),
         ({"ENVIRONMENT": "BATCH", "SLURM_PROCID": "0", "SLURM_NTASKS": "3"}, None),
         (array(2, **task(2, 3, SLURM_LOCALID="2")), Rank(5, 12, 2, 1, "Slurm")),
-        ({"JOB_COMPLETION_INDEX": "3"}, Rank(3, 5, engine="Kubernetes")),
+        ({"JOB_COMPLETION_INDEX": "3"}, Rank(3, 5, 3, engine="Kubernetes")),
         ({"RANK": "3"}, None),
         (
             {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
@@ -71,7 +72,7 @@ def test_engine_says_which_worker_it_has_started(
 
 
 def test_hand_counts_more_than_the_engine() -> None:
-    assert find_rank(make_job(), "2/3", array(1)) == Rank(2, 3)
+    assert find_rank(make_job(), "2/3", array(1)) == Rank(2, 3, 2)
     assert find_rank(make_job(), "0/1", array(1)) is None
 
 
@@ -123,11 +124,26 @@ def test_gpus_are_those_that_the_engine_gave(
     assert rank.fit(make_job(gpuRequired=0), {**environ, **given}).gpuRequired == 0
 
 
-def test_cpus_are_those_that_the_engine_gave(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cpus", lambda: [4, 5, 6])
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+@pytest.mark.parametrize("n_cpus", [2, 3, 8])
+@pytest.mark.parametrize("engine", ["", "Kubernetes"])
+def test_workers_with_a_command_each_share_all_cpus_that_they_were_given(
+    monkeypatch: pytest.MonkeyPatch, n_cpus: int, engine: str
+) -> None:
+    monkeypatch.setattr(machine, "cpus", lambda: list(range(n_cpus)))
+    job = make_job(cpuRequired=100)
 
-    assert Rank(1, 4, engine="Slurm").fit(make_job(), {}).cpuRequired == 300
-    assert Rank(1, 4).fit(make_job(), {}).cpuRequired == 1600
-    monkeypatch.setattr("os.cpu_count", lambda: 3)
-    assert Rank(1, 4, engine="Slurm").fit(make_job(), {}).cpuRequired == 1600
+    for rank in (Rank(0, 2, engine=engine), Rank(1, 2, 1, engine=engine), Rank(1, 4, 1, 2, engine)):
+        here = rank.fit(job, {})
+        assert cpus_of(here, rank.place) == list(range(n_cpus))
+        assert shortages(here) == []
+
+
+def test_workers_of_whom_nobody_says_where_they_are_lie_on_different_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: ["0", "1"])
+
+    for share, expected in ((100, "0101"), (50, "0011"), (200, ["01"] * 4)):
+        ranks = [find_rank(make_job(), f"{worker}/4") for worker in range(4)]
+        gpus = [gpus_of(rank.fit(make_job(gpuRequired=share), {}), rank.place) for rank in ranks]
+        assert ["".join(it) for it in gpus] == list(expected)
