@@ -139,7 +139,7 @@ class VideoDecoder:
         """Hand on what is known of the whole video."""
         self._admit(n)
         if not self._results.is_done(n):
-            leave_part(self._results, n, task.keys, Part(task.n, Of.END))
+            leave_part(self._results, n, task.keys, Part(task.n, Of.END, damage=self._damage))
             self._results.put(n, Header(row), orjson.dumps(self._facts(segment)))
         self._pixels.skip(n, row)
 
@@ -153,8 +153,8 @@ class VideoDecoder:
             "height": height,
             "n_frames": index.n_frames,
         }
-        if damage := index.damage or self._damage:
-            facts["error_msg"] = damage
+        if self._damage:
+            facts["error_msg"] = self._damage
         return facts
 
     def _admit(self, n: int) -> None:
@@ -174,18 +174,19 @@ class VideoDecoder:
 
     def _shots(self, task: Task, segment: Segment) -> Iterator[_Shot]:
         """Yield every frame that is wanted of a segment, with its picture or what became of it."""
-        n_seen, self._damage, self._shape = 0, "", (0, 0)
+        n_seen, self._damage, self._shape = 0, segment.index.damage, (0, 0)
         try:
             if task.failure:
                 raise DecodeError(task.failure[1])
             frames = self._frames_of(task)
             for it in frames.read(segment):
                 n_seen += 1
+                self._note_damage(frames.damage)
                 yield self._shot(segment, it)
-            self._damage = frames.damage
+            self._note_damage(frames.damage)
         except (FetchError, DownloadError, DecodeError) as error:
-            self._damage = str(error)
-            for it in segment.lost(n_seen, self._damage):
+            self._note_damage(str(error))
+            for it in segment.lost(n_seen, str(error)):
                 yield self._shot(segment, it)
 
     def _frames_of(self, task: Task) -> Frames:
@@ -222,7 +223,12 @@ class VideoDecoder:
             except DecodeError as error:
                 wanted.reason = str(error)
         wanted.frame = None
+        if picture is None:
+            self._note_damage(f"{wanted.reason} at {seconds:.3f} seconds")
         return _Shot(wanted, seconds, picture)
+
+    def _note_damage(self, damage: str) -> None:
+        self._damage = self._damage or damage
 
     # --- items --------------------------------------------------------------------------------
 
@@ -247,7 +253,15 @@ class VideoDecoder:
             number = first.wanted.frame_id
         else:
             members = {"start_seconds": first.seconds, "end_seconds": last.seconds}
-        return Part(task.n, Of.ITEM, f"_{number}", orjson.dumps(members)[:-1])
+        shapes = [(it.picture.height, it.picture.width) for it in shots if it.picture is not None]
+        return Part(
+            task.n,
+            Of.ITEM,
+            f"_{number}",
+            orjson.dumps(members)[:-1],
+            self._damage,
+            shapes[-1] if shapes else None,
+        )
 
     def _made(self, task: Task, n: int, row: int, shots: Sequence[_Shot]) -> Header:
         """Write an item to its place, and return its header.

@@ -83,6 +83,24 @@ def test_next_writer_goes_on_where_the_last_one_died(gathering: Gathering, reel:
     assert result["summary"]["class_probs"]["a"] == pytest.approx(0.2)
 
 
+def test_next_writer_knows_of_damage_and_of_the_size(gathering: Gathering, reel: Path) -> None:
+    heads = [orjson.dumps({"frame_id": n, "pts_seconds": n / 25})[:-1] for n in range(2)]
+    first = Part(0, Of.ITEM, "_0", heads[0], "damaged after 0.000 seconds", (90, 60))
+    good = orjson.dumps({"class_probs": {"a": 1.0}})
+    gathering.add(0, 7, ("x",), first, False, good)
+    second = Gathering(JOB)
+    second.open(reel)
+
+    second.add(1, 7, ("x",), Part(0, Of.ITEM, "_1", heads[1], "later"), False, good)
+    video = orjson.loads(end(second, 2).result)["video"]
+    frame(second, 3, row=8)
+    other = orjson.loads(end(second, 4, row=8).result)["video"]
+
+    assert video["error_msg"] == "damaged after 0.000 seconds"
+    assert (video["height"], video["width"]) == (90, 60)
+    assert other == orjson.loads(FACTS)
+
+
 def test_videos_do_not_mix(gathering: Gathering) -> None:
     frame(gathering, 0)
     end(gathering, 1)

@@ -18,8 +18,12 @@ from evmp.ring import MAX_ATTEMPTS, Header, Mark, Ring
 from evmp.sample import unpack
 from evmp.scout import Scout, mark_failed
 from evmp.source import Kind
+from evmp.video.container import OpenVideo
+from evmp.video.gathering import Gathering
+from evmp.video.index import index_of
 from evmp.video.part import Of, part_of
-from evmp.video.task import give_up, rows_of
+from evmp.video.segment import segments_of
+from evmp.video.task import Footage, Task, give_up, rows_of
 from evmp.videodecoder import VideoDecoder
 
 SCOUT, DECODER = 1, 2
@@ -46,6 +50,19 @@ class World:
         scout.open()
         scout.run()
 
+    def plan(self, path: Path, enough_items: int | None) -> None:
+        """Do the scout's work for the first video, and cut it as the test wants."""
+        with open(path, "rb") as file, OpenVideo(file, self.job.max_image_pixels) as video:
+            segments = list(segments_of(index_of(video), self.job, enough_items))
+        n = 0
+        for m, it in enumerate(segments):
+            n_rows = it.n_items + it.is_last
+            n += n_rows
+            task = Task(0, (str(path),), Footage(path=str(path)), segment=it)
+            self.segments.put(m, Header(0, n, kind=m, width=n_rows), pickle.dumps(task))
+        self.segments.close(len(segments))
+        self.results.close(n)
+
     def decode(self) -> None:
         decoder = VideoDecoder(
             self.job, None, self.segments, self.rings[2:], self.seats[2], DECODER
@@ -64,6 +81,26 @@ class World:
                 found.append(sample["frame_id"])
             elif self.results.header(n).mark != Mark.EMPTY:
                 found.append(orjson.loads(bytes(self.results.data(n))))
+        return found
+
+    def gathered(self, reel: Path) -> Any:
+        """Return the result of the only video; of a clip, its frames and its shape."""
+        assert self.results.end is not None
+        gathering, record = Gathering(self.job), None
+        gathering.open(reel)
+        for n in range(self.results.end):
+            result = self.results.header(n)
+            data, failed = bytes(self.results.data(n)), result.mark == Mark.ERROR
+            if self.samples.header(n).mark == Mark.DATA:
+                (sample,) = unpack(self.samples.data(n))
+                data = orjson.dumps([sample["valid_frame_ids"], sample["image"].shape])
+            elif result.mark == Mark.EMPTY:
+                continue
+            keys, part = part_of(pickle.loads(self.results.note(n)))
+            record = gathering.add(n, 0, keys, part, failed, data)
+        assert record is not None
+        found = orjson.loads(bytes(record.result))
+        gathering.close()
         return found
 
 
@@ -179,3 +216,47 @@ def test_worker_settles_what_a_decoder_held(clip: Callable[..., Path]) -> None:
     *errors, end = world.found()
     assert [it["error_msg"] for it in errors] == ["the decoder died of this segment: hung"] * 6
     assert end["error_msg"] == "the decoder died of this segment: hung"
+
+
+def damage(path: Path, start: float, stop: float) -> None:
+    """Blank a part of a file, from one fraction of it to another."""
+    data = bytearray(path.read_bytes())
+    first, last = int(len(data) * start), int(len(data) * stop)
+    data[first:last] = bytes(last - first)
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.9])
+def test_damage_is_told_wherever_a_video_is_cut(
+    clip: Callable[..., Path], tmp_path: Path, place: float
+) -> None:
+    path = clip("a.mp4", 900, g=30, preset="ultrafast")
+    damage(path, place, place + 0.01)
+    keys = {"use_image_predictor": False, "decode_batch_size": 4, "decode_keep_size": 1}
+    cut, whole = World([path], **keys), World([path], **keys)
+    cut.plan(path, 10)
+    whole.plan(path, None)
+    cut.decode()
+    whole.decode()
+
+    found = cut.gathered(tmp_path / "reel")
+    assert cut.segments.end == 4
+    assert whole.segments.end == 1
+    assert "seconds" in found["video"]["error_msg"]
+    assert any(len(it["result"][0]) < 4 for it in found["clips"][:-1])
+    assert found == whole.gathered(tmp_path / "reel")
+
+
+def test_frame_size_is_known_when_the_last_segment_is_lost(
+    clip: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = clip("a.mp4", 900, g=30, preset="ultrafast", rotation=90)
+    world = World([path], use_image_predictor=False, decode_batch_size=4)
+    world.plan(path, 10)
+    give_up(world.segments, 3, "decode", "the decoder died of this segment: hung")
+    world.decode()
+
+    video = world.gathered(tmp_path / "reel")["video"]
+
+    assert (video["height"], video["width"]) == (96, 72)
+    assert video["error_msg"] == "the decoder died of this segment: hung"

@@ -4,7 +4,9 @@ The writer appends each to the *reel*, a file beside the block's stage file, and
 then releases is safe: a writer that dies is replaced by one that cuts a torn end off the reel,
 knows from it what is there, and goes on behind it. Memory holds the summary alone.
 
-    reel    for each result: n, the video's row, length, failed (8 bytes each) | JSON
+    reel    for each result: n, the video's row, two lengths, failed (8 bytes each) | clue | JSON
+
+A *clue* is what a result tells of the whole video: of a damage, and of the size of its frames.
 """
 
 from __future__ import annotations
@@ -28,14 +30,19 @@ if TYPE_CHECKING:
     from evmp.job import Job
 
 MAX_BYTES: Final = 4 << 20  # of a result in memory
-_HEAD: Final = struct.Struct("<QQQQ")
+_HEAD: Final = struct.Struct("<QQQQQ")
 
 
 class _Entry(NamedTuple):
     n: int
     row: int
     failed: bool
+    clue: bytes
     data: bytes
+
+    def pack(self) -> bytes:
+        head = _HEAD.pack(self.n, self.row, len(self.clue), len(self.data), self.failed)
+        return b"".join((head, self.clue, self.data))
 
 
 class Gathering:
@@ -52,6 +59,8 @@ class Gathering:
         self._row = self._last = -1  # of what is gathered: the video's, and the last result's n
         self._n_good = self._n_failed = 0
         self._failure: tuple[dict[str, float], dict[str, str]] | None = None
+        self._damage = ""
+        self._shape: list[int] | None = None
         self._summary = summary_of(job)
         self.seconds = self._at = 0.0
         """Of videos, that have gone by since it was opened; and where in this one that is."""
@@ -65,7 +74,7 @@ class Gathering:
         size = 0
         for entry in _entries(self._file):
             self._count(entry)
-            size += _HEAD.size + len(entry.data)
+            size += len(entry.pack())
         with writing(path):
             self._file.truncate(size)
 
@@ -93,7 +102,7 @@ class Gathering:
         if part.of == Of.ROW:
             return Record(row, keys, data, failed)
         if part.of == Of.END:
-            record = Record(row, keys, *self._whole(row, data))
+            record = Record(row, keys, *self._whole(row, part, data))
             self._go_to(orjson.loads(data)["duration_seconds"])
             self._at = 0.0
             return record
@@ -103,9 +112,9 @@ class Gathering:
         if row != self._row:
             with writing(self._file.name):
                 self._file.truncate(0)
-        entry = _Entry(n, row, failed, b"".join((part.head, b',"result":', data, b"}")))
-        head = _HEAD.pack(n, row, len(entry.data), failed)
-        write_whole(self._file, head + entry.data)
+        whole = b"".join((part.head, b',"result":', data, b"}"))
+        entry = _Entry(n, row, failed, orjson.dumps((part.damage, part.shape)), whole)
+        write_whole(self._file, entry.pack())
         self._go_to(list(self._count(entry).values())[-1])
         return None
 
@@ -119,6 +128,8 @@ class Gathering:
         if entry.row != self._row:
             self._start_over(entry.row)
         self._last = entry.n
+        damage, shape = orjson.loads(entry.clue)
+        self._damage, self._shape = self._damage or damage, shape or self._shape
         members: dict[str, Any] = orjson.loads(entry.data)
         result = members.pop("result")
         if entry.failed:
@@ -134,15 +145,20 @@ class Gathering:
         self._row, self._last = row, -1
         self._n_good = self._n_failed = 0
         self._failure = None
+        self._damage, self._shape = "", None
         self._summary = summary_of(self._job)
 
-    def _whole(self, row: int, facts: bytes) -> tuple[bytes | memoryview, bool]:
+    def _whole(self, row: int, part: Part, facts: bytes) -> tuple[bytes | memoryview, bool]:
         """Return a video's result, and whether that is an error."""
         video = orjson.loads(facts)
         if row != self._row:
             self._start_over(row)
+        if damage := self._damage or part.damage:
+            video["error_msg"] = damage
         if self._n_good == 0:
-            return self._nothing(video.get("error_msg", "")), True
+            return self._nothing(damage), True
+        if self._shape:
+            video["height"], video["width"] = self._shape
         if self._failure is not None and "error_msg" not in video:
             members, result = self._failure
             video["error_msg"] = (
@@ -184,8 +200,8 @@ def _entries(file: BinaryIO) -> Iterator[_Entry]:
     """Yield what a reel holds; what was not written whole is its end."""
     file.seek(0)
     while len(head := file.read(_HEAD.size)) == _HEAD.size:
-        n, row, length, failed = _HEAD.unpack(head)
-        data = file.read(length)
-        if len(data) < length:
+        n, row, n_clue, n_data, failed = _HEAD.unpack(head)
+        clue, data = file.read(n_clue), file.read(n_data)
+        if len(data) < n_data:
             return
-        yield _Entry(n, row, bool(failed), data)
+        yield _Entry(n, row, bool(failed), clue, data)

@@ -30,12 +30,16 @@ class Part(NamedTuple):
         label: tells the files of one video's frames or clips apart.
         head: the members of a frame or clip that stand before its result, a JSON object without
             its closing brace.
+        damage: where decoding has failed first in the video's segment, as far as that is known.
+        shape: height and width of the frame as it is displayed, or of the clip's last.
     """
 
     n: int
     of: Of
     label: str = ""
     head: bytes = b""
+    damage: str = ""
+    shape: tuple[int, int] | None = None
 
 
 def leave_part(results: Ring, n: int, keys: tuple[object, ...], part: Part) -> None:

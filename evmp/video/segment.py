@@ -110,11 +110,13 @@ class Segment:
                 yield Wanted(frame_id, time, None, reason)
 
 
-def segments_of(index: Index, job: Job, enough_items: int, most: int = 0) -> Iterator[Segment]:
+def segments_of(
+    index: Index, job: Job, enough_items: int | None, most: int = 0
+) -> Iterator[Segment]:
     """Cut a video.
 
     Args:
-        enough_items: with how many a segment need not become longer.
+        enough_items: with how many a segment need not become longer; None cuts nowhere.
         most: of all its items, take the first so many; 0 takes all.
     """
     clips = clips_of(job)
@@ -133,11 +135,12 @@ def segments_of(index: Index, job: Job, enough_items: int, most: int = 0) -> Ite
     yield from _cut(index, frames, clips, enough_items)
 
 
-def _cut(index: Index, frames: Times, clips: Clips, enough_items: int) -> Iterator[Segment]:
+def _cut(index: Index, frames: Times, clips: Clips, enough_items: int | None) -> Iterator[Segment]:
     """Cut at keyframes. A clip belongs to the segment that its first frame is in."""
     n_clips = clips.count(len(frames))
     firsts = frames[: n_clips * clips.stride : clips.stride]  # the first frame of each clip
-    bounds = [0, *_bounds(index, firsts, clips, enough_items), n_clips]
+    inner = () if enough_items is None else _bounds(index, firsts, clips, enough_items)
+    bounds = [0, *inner, n_clips]
     for begin, end in pairwise(bounds):
         if begin == end and n_clips:
             continue
