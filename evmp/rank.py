@@ -2,7 +2,8 @@
 
 An engine that starts many processes (Slurm, Kubernetes, torchrun, OpenMPI) tells each in its
 environment which it is; `--worker k/n` says the same by hand. Without either, the command runs all
-workers of the job on this machine.
+workers of the job on this machine. With shards the numbers must be those of all workers; where any
+worker takes any block, whatever an engine says will do.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, repeat
 from typing import TYPE_CHECKING
 
@@ -70,29 +71,37 @@ def find_rank(job: Job, by_hand: str = "", environ: Environment = os.environ) ->
     Raises:
         ConfigError: when what was said is no worker.
     """
-    told = (tell(environ, job.num_worker) for tell in (_torchrun, _mpi, _slurm, _kubernetes))
-    rank = _by_hand(by_hand) if by_hand else next(filter(None, told), None)
-    if rank is None or rank.n_workers == 1:
-        return None
-    if not 0 <= rank.worker < rank.n_workers:
-        source = rank.engine or "--worker"
-        raise ConfigError(
-            Problem(
-                f"{source}: got worker {rank.worker} of {rank.n_workers}, expected one of 0 to "
-                f"{rank.n_workers - 1}"
-            )
+    if by_hand:
+        worker = _by_hand(by_hand)
+        return worker if worker.n_workers > 1 else None
+    told = (tell(environ, job) for tell in (_torchrun, _mpi, _slurm, _kubernetes))
+    rank = next(filter(None, told), None)
+    if rank and job.enableDynamicCluster:
+        return replace(rank, n_workers=max(rank.n_workers, rank.worker + 1))
+    return rank and _checked(rank)
+
+
+def _checked(rank: Rank) -> Rank:
+    last = rank.n_workers - 1
+    if rank.worker <= last:
+        return rank
+    remedy = "; num_worker must be how many pods there are" * (rank.engine == "Kubernetes")
+    raise ConfigError(
+        Problem(
+            f"{rank.engine or '--worker'}: got worker {rank.worker} of {rank.n_workers}, expected "
+            f"one of 0 to {last}{remedy}"
         )
-    return rank
+    )
 
 
 def _by_hand(text: str) -> Rank:
     if not re.fullmatch(r"[0-9]{1,6}/0*[1-9][0-9]{0,5}", text, re.ASCII):
         raise ConfigError(Problem(f"--worker: got {text}, expected k/n, such as 0/4, to 3/4"))
     worker, n_workers = map(int, text.split("/"))
-    return Rank(worker, n_workers, worker)
+    return _checked(Rank(worker, n_workers, worker))
 
 
-def _torchrun(environ: Environment, n_workers: int) -> Rank | None:
+def _torchrun(environ: Environment, job: Job) -> Rank | None:
     if "RANK" not in environ or "WORLD_SIZE" not in environ:
         return None
     rank = _number(environ, "RANK")
@@ -105,7 +114,7 @@ def _torchrun(environ: Environment, n_workers: int) -> Rank | None:
     )
 
 
-def _mpi(environ: Environment, n_workers: int) -> Rank | None:
+def _mpi(environ: Environment, job: Job) -> Rank | None:
     prefix = "OMPI_COMM_WORLD"
     if f"{prefix}_RANK" not in environ:
         return None
@@ -119,21 +128,20 @@ def _mpi(environ: Environment, n_workers: int) -> Rank | None:
     )
 
 
-def _slurm(environ: Environment, n_workers: int) -> Rank | None:
+def _slurm(environ: Environment, job: Job) -> Rank | None:
     """Count the tasks of all elements of an array, or of the only job."""
     if not environ.keys() & {"SLURM_ARRAY_TASK_ID", "SLURM_PROCID"}:
         return None
     element, n_elements, task, n_tasks = 0, 1, 0, 1
     if "SLURM_ARRAY_TASK_ID" in environ:
-        first = _number(environ, "SLURM_ARRAY_TASK_MIN", 0)
-        step = _number(environ, "SLURM_ARRAY_TASK_STEP", 1)
-        element = (_number(environ, "SLURM_ARRAY_TASK_ID") - first) // max(1, step)
-        n_elements = _number(environ, "SLURM_ARRAY_TASK_COUNT")
+        element, n_elements = _element(environ, job)
     # A batch script is told of the tasks that srun would start, and is none of them.
     is_script = environ.get("ENVIRONMENT") == "BATCH" and "SLURM_STEP_ID" not in environ
     if "SLURM_PROCID" in environ and not is_script:
         task = _number(environ, "SLURM_PROCID")
         n_tasks = _number(environ, "SLURM_STEP_NUM_TASKS", _number(environ, "SLURM_NTASKS", 1))
+    if n_tasks == 1 and "SLURM_ARRAY_TASK_ID" not in environ:
+        return None  # a script or a shell that has the machine for itself
     worker = element * n_tasks + task
     return Rank(
         worker,
@@ -142,6 +150,29 @@ def _slurm(environ: Environment, n_workers: int) -> Rank | None:
         _n_tasks_here(environ) if n_tasks > 1 else 1,
         "Slurm",
     )
+
+
+def _element(environ: Environment, job: Job) -> tuple[int, int]:
+    """Return which element of an array this is, counted from 0, and how many there are.
+
+    Raises:
+        ConfigError: when the job has shards, and one number does not follow from the others.
+    """
+    n_elements = _number(environ, "SLURM_ARRAY_TASK_COUNT")
+    first = _number(environ, "SLURM_ARRAY_TASK_MIN", 0)
+    step = max(1, _number(environ, "SLURM_ARRAY_TASK_STEP", 1))
+    last = _number(environ, "SLURM_ARRAY_TASK_MAX", first + step * (n_elements - 1))
+    if n_elements == 2:
+        step = max(1, last - first)  # of 1,3 Slurm says 1
+    if not job.enableDynamicCluster and first + step * (n_elements - 1) != last:
+        raise ConfigError(
+            Problem(
+                f"Slurm: got an array of {n_elements} elements from {first} to {last}, in which "
+                f"there are gaps; take --array=0-{n_elements - 1}, or enableDynamicCluster, where "
+                "any worker takes any block"
+            )
+        )
+    return (_number(environ, "SLURM_ARRAY_TASK_ID") - first) // step, n_elements
 
 
 def _n_tasks_here(environ: Environment) -> int:
@@ -153,12 +184,12 @@ def _n_tasks_here(environ: Environment) -> int:
     return nodes[node] if node < len(nodes) else 1
 
 
-def _kubernetes(environ: Environment, n_workers: int) -> Rank | None:
+def _kubernetes(environ: Environment, job: Job) -> Rank | None:
     """Kubernetes tells a pod its index, not how many there are: that is `num_worker`."""
     if "JOB_COMPLETION_INDEX" not in environ:
         return None
     index = _number(environ, "JOB_COMPLETION_INDEX")
-    return Rank(index, n_workers, index, engine="Kubernetes")
+    return Rank(index, job.num_worker, index, engine="Kubernetes")
 
 
 def _number(environ: Environment, name: str, default: int | None = None) -> int:

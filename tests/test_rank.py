@@ -10,17 +10,25 @@ from evmp.job import Job
 from evmp.placement import cpus_of, gpus_of, shortages
 from evmp.rank import Rank, find_rank
 
+DYNAMIC = {"enableDynamicCluster": True, "useSparseClusterSchema": True}
+
 
 def make_job(**keys: object) -> Job:
     paths = {"model_path": "m", "input_table": "in.parquet", "output_table": "out.parquet"}
     return Job.model_validate({"model_type": "classifier", "num_worker": 5, **paths, **keys})
 
 
-def array(element: int, **variables: str) -> dict[str, str]:
-    """Return what Slurm tells the script of an element of an array of four, 1 to 4."""
-    own = {"SLURM_ARRAY_TASK_ID": str(element), "SLURM_ARRAY_TASK_COUNT": "4"}
-    first = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_STEP": "1", "ENVIRONMENT": "BATCH"}
-    return {**own, **first, "SLURM_PROCID": "0", "SLURM_NTASKS": "1", **variables}
+def array(element: int, *elements: int, step: int = 1, **variables: str) -> dict[str, str]:
+    """Return what Slurm tells the script of one of the elements of an array; 1 to 4 by default."""
+    elements = elements or (1, 2, 3, 4)
+    own = {"SLURM_ARRAY_TASK_ID": str(element), "SLURM_ARRAY_TASK_COUNT": str(len(elements))}
+    ends = {
+        "SLURM_ARRAY_TASK_MIN": str(min(elements)),
+        "SLURM_ARRAY_TASK_MAX": str(max(elements)),
+        "SLURM_ARRAY_TASK_STEP": str(step),
+    }
+    script = {"ENVIRONMENT": "BATCH", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}
+    return {**own, **ends, **script, **variables}
 
 
 def task(number: int, n_tasks: int, **variables: str) -> dict[str, str]:
@@ -42,7 +50,10 @@ def task(number: int, n_tasks: int, **variables: str) -> dict[str, str]:
         ),
         (array(1), Rank(0, 4, 0, engine="Slurm")),
         (array(4), Rank(3, 4, 3, engine="Slurm")),
-        (array(7, SLURM_ARRAY_TASK_STEP="2"), Rank(3, 4, 3, engine="Slurm")),
+        (array(7, 1, 3, 5, 7, step=2), Rank(3, 4, 3, engine="Slurm")),
+        (array(3, 1, 3), Rank(1, 2, 1, engine="Slurm")),
+        (array(0, 0, 2), Rank(0, 2, engine="Slurm")),
+        (array(3, 3), Rank(0, 1, engine="Slurm")),
         # A script is told of the tasks that srun would start; it is none of them.
         (array(2, SLURM_NTASKS="3"), Rank(1, 4, 1, engine="Slurm")),
         ({"ENVIRONMENT": "BATCH", "SLURM_PROCID": "0", "SLURM_NTASKS": "3"}, None),
@@ -71,6 +82,20 @@ def test_engine_says_which_worker_it_has_started(
     assert find_rank(make_job(), environ=environ) == expected
 
 
+@pytest.mark.parametrize(
+    ("environ", "worker"),
+    [
+        ({"JOB_COMPLETION_INDEX": "6"}, 6),
+        (array(20, 1, 3, 5, 7, 20, step=2), 9),
+        (array(4, 0, 1, 4), 4),
+    ],
+)
+def test_worker_of_any_block_may_have_any_number(environ: dict[str, str], worker: int) -> None:
+    rank = find_rank(make_job(**DYNAMIC), environ=environ)
+
+    assert rank and (rank.worker, rank.n_workers) == (worker, worker + 1)
+
+
 def test_hand_counts_more_than_the_engine() -> None:
     assert find_rank(make_job(), "2/3", array(1)) == Rank(2, 3, 2)
     assert find_rank(make_job(), "0/1", array(1)) is None
@@ -83,8 +108,15 @@ def test_hand_counts_more_than_the_engine() -> None:
         ("1", {}, "--worker: got 1, expected k/n"),
         ("1/0", {}, "--worker: got 1/0, expected k/n"),
         ("-1/2", {}, "--worker: got -1/2, expected k/n"),
+        ("5/1", {}, "--worker: got worker 5 of 1, expected one of 0 to 0"),
         ("", array(9), "Slurm: got worker 8 of 4"),
-        ("", {"JOB_COMPLETION_INDEX": "5"}, "Kubernetes: got worker 5 of 5"),
+        ("", array(4, 0, 1, 4), "an array of 3 elements from 0 to 4, in which there are gaps"),
+        ("", array(7, 1, 3, 5, 7, 20, step=2), "take --array=0-4, or enableDynamicCluster"),
+        (
+            "",
+            {"JOB_COMPLETION_INDEX": "5"},
+            "Kubernetes: got worker 5 of 5, expected one of 0 to 4; num_worker must be how many",
+        ),
         ("", {"RANK": "x", "WORLD_SIZE": "2"}, "RANK: got 'x', expected a number"),
         ("", {"OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE: got '', expected a number"),
     ],
