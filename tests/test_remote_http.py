@@ -83,11 +83,18 @@ def chunked(*pieces: bytes, end: bytes = b"0\r\n\r\n") -> dict[str, Any]:
 def test_a_file_comes_whole_in_every_wrapping(
     server: HttpServer, remote: Callable[..., HttpRemote]
 ) -> None:
+    gzips = gzip.compress(BODY[:9]) + bytes(8) + gzip.compress(BODY[9:]) + bytes(8)
     wrappings = {
         "/length": Answer(BODY),
         "/close": Answer(BODY, length=None),
         "/chunked": Answer(**chunked(BODY[:10], BODY[10:200_000], BODY[200_000:])),
         "/gzip": Answer(gzip.compress(BODY), headers={"Content-Encoding": "gzip"}),
+        "/gzips": Answer(gzips, headers={"Content-Encoding": "gzip"}),
+        "/gzips-in-pieces": Answer(
+            pieces=lambda: iter([*(gzips[i : i + 1] for i in range(80)), gzips[80:]]),
+            length=len(gzips),
+            headers={"Content-Encoding": "gzip"},
+        ),
         "/deflate": Answer(zlib.compress(BODY), headers={"Content-Encoding": "Deflate"}),
         "/identity": Answer(BODY, headers={"Content-Encoding": "identity"}),
         "/slow": Answer(pieces=lambda: iter([BODY[:9], BODY[9:]]), length=len(BODY), pause=0.01),
@@ -151,6 +158,10 @@ FINAL = [
     (Answer(BODY, status=206), "206 Partial Content"),
     (Answer(status=304), "304 Not Modified"),
     (Answer(b"no gzip at all", headers={"Content-Encoding": "gzip"}), "the packed body is damaged"),
+    (
+        Answer(gzip.compress(b"x") + b"more", headers={"Content-Encoding": "gzip"}),
+        "the packed body is damaged",
+    ),
     (Answer(b"?", headers={"Content-Encoding": "br"}), "packed by 'br', expected gzip"),
     (Answer(length=10 << 30), "10737418240 bytes exceed max_row_bytes, 1048576"),
     (

@@ -7,9 +7,10 @@ grows a thousandfold. So all is counted as it comes, packed and unpacked.
 from __future__ import annotations
 
 import re
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from evmp.errors import DownloadError
 from evmp.remote.retry import Again, Deadline
@@ -62,7 +63,7 @@ def stream_body(
         deadline.check()
         watch(chunk)
         n_come += len(chunk)
-        piece = unpacker.decompress(chunk, limit + 1 - n_bytes) if unpacker else chunk
+        piece = unpacker.unpack(chunk, limit + 1 - n_bytes) if unpacker else chunk
         n_bytes += len(piece)
         if max(n_come, n_bytes) > limit:
             raise DownloadError(f"more bytes come than {key}, {limit}")
@@ -70,7 +71,7 @@ def stream_body(
     deadline.check()  # whoever has cut the connection off, the body ends there
     if not n_bytes and announced is None:
         raise Again("the answer is empty")
-    if unpacker and not unpacker.eof:
+    if unpacker and not unpacker.is_whole:
         raise Again(f"the {response.headers['content-encoding']} stream is cut short")
 
 
@@ -91,11 +92,40 @@ def version_of(headers: Mapping[str, str]) -> str:
     return headers.get("etag", "") or headers.get("last-modified", "")
 
 
-def _unpacker(response: BaseHTTPResponse) -> Any:
+class _Unpacker:
+    """gzip or zlib, told by their first bytes; several streams may stand one behind the other."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the last stream has come to its end."""
+        return self._stream.eof
+
+    def unpack(self, chunk: bytes, limit: int) -> bytes:
+        """Return what is packed in the next chunk; no more than `limit` bytes, at least 1."""
+        pieces = list[bytes]()
+        while chunk and limit:
+            if self._stream.eof:
+                chunk = chunk.lstrip(b"\0")  # which some put between, or at the end
+                if not chunk:
+                    break
+                self._begin()
+            pieces.append(self._stream.decompress(chunk, min(limit, sys.maxsize)))
+            limit -= len(pieces[-1])
+            chunk = self._stream.unused_data
+        return b"".join(pieces)
+
+    def _begin(self) -> None:
+        self._stream = zlib.decompressobj(zlib.MAX_WBITS | 32)
+
+
+def _unpacker(response: BaseHTTPResponse) -> _Unpacker | None:
     """Return what unpacks the body, None where it is not packed."""
     packing = response.headers.get("content-encoding", "identity").strip().lower()
     if packing in _PACKED:
-        return zlib.decompressobj(zlib.MAX_WBITS | 32)  # gzip or zlib, by their first bytes
+        return _Unpacker()
     if packing not in ("", "identity"):
         raise DownloadError(f"packed by {packing!r:.40}, expected {' or '.join(_PACKED)} or none")
     return None
