@@ -22,7 +22,7 @@ from jobfolder import JobFolder
 from maxcompute.fault import Fault, Harm
 from maxcompute.server import MaxCompute
 from maxcompute.store import Table
-from ossserver import KEY_ID, KEY_SECRET, serving_oss
+from ossserver import KEY_ID, KEY_SECRET, OssServer, serving_oss
 from unpublished import BLOCKS, FAILED, FINGERPRINT, KEYS, N_ROWS, RECORD, SETTINGS, stage_block
 
 from evmp.errors import ConfigError, SinkError
@@ -123,18 +123,43 @@ def test_staging_lies_where_the_job_says(service: MaxCompute, tmp_path: Path) ->
     assert [it.name for it in (tmp_path / "a" / "b").iterdir()] == ["shop.results.pt=1.evmp.json"]
 
 
-def test_staging_may_lie_on_oss(service: MaxCompute, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def oss(monkeypatch: pytest.MonkeyPatch) -> Iterator[OssServer]:
+    """An OSS with a bucket, whose credentials are in the environment."""
     monkeypatch.setenv("OSS_ACCESS_KEY_ID", KEY_ID)
     monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", KEY_SECRET)
     with serving_oss() as oss:
         oss.objects = {"work": {}}
-        job = job_of(staging="oss://work/a b", ossHost=oss.endpoint)
-        commit_all(job)
-        go_on(job)
+        yield oss
 
-        assert ids(service) == ROWS
-        assert list(oss.objects["work"]) == ["a b/shop.results.pt=1.evmp.json"]
-        assert open_target(job, KEYS).finished() is not None
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_staging_may_lie_on_oss(service: MaxCompute, oss: OssServer, slash: str) -> None:
+    job = job_of(staging=f"oss://work/a b{slash}", ossHost=oss.endpoint)
+    commit_all(job)
+    go_on(job)
+
+    assert ids(service) == ROWS
+    assert list(oss.objects["work"]) == ["a b/shop.results.pt=1.evmp.json"]
+    assert open_target(job, KEYS).finished() is not None
+
+
+def test_notes_that_cannot_be_read_make_no_strangers_of_the_rows(
+    service: MaxCompute, oss: OssServer
+) -> None:
+    job = job_of(staging="oss://work/a", ossHost=oss.endpoint)
+    commit_all(job)
+    go_on(job)
+    target = open_target(job, KEYS)
+
+    for name in ("shop.results.pt=1.evmp.json", "shop.results.pt=1.evmp/upload.json"):
+        oss.denied = {f"a/{name}"}
+        with pytest.raises(SinkError, match=f"{name}, which tells .* read: 403 AccessDenied; give"):
+            target.finished()
+    with pytest.raises(SinkError, match=r"upload\.json, which tells .* run the same command again"):
+        target.settle()
+    oss.denied = set()
+    assert target.finished() is not None
 
 
 def test_staging_that_is_kept_vouches_for_nothing(service: MaxCompute) -> None:

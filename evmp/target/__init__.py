@@ -9,6 +9,7 @@ machine; `oss`, a file on OSS; `maxcompute`, a table there.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from array import array
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from evmp.errors import ConfigError
 from evmp.ledger import Commit, Ledger
-from evmp.storage import open_storage
+from evmp.storage import Storage, open_storage
 from evmp.value import scheme
 
 if TYPE_CHECKING:
@@ -190,3 +191,12 @@ def open_ledger(job: Job, place: str) -> Ledger:
         tempfile.gettempdir(), f"evmp-{os.getuid()}-{sha256(uri.encode()).hexdigest()[:16]}"
     )
     return Ledger(scratch, open_storage(uri, job, scratch / "tmp"))
+
+
+def read_note(storage: Storage, name: str) -> dict[str, Any] | None:
+    """Return what a JSON object of a target's own holds; None where there is none, or another."""
+    try:
+        found = json.loads(storage.read(name))
+    except (FileNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None

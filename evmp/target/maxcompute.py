@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from array import array
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ from evmp.child import call_in_child
 from evmp.errors import ConfigError, SinkError
 from evmp.ledger import Commit
 from evmp.storage import Storage, open_storage
-from evmp.target import open_ledger
+from evmp.target import open_ledger, read_note
 from evmp.value import TableName, scheme, table_of
 
 if TYPE_CHECKING:
@@ -67,7 +68,8 @@ class MaxComputeTarget:
         name = ".".join([self._table.project, self._table.name, *parts])
         self.ledger = open_ledger(job, f"{name}.evmp")
         self._record = f"{name}.evmp.json"
-        self._folder = open_storage(job.staging or str(Path.cwd()), job, self.ledger.tmp)
+        folder = os.path.dirname(os.path.join(job.staging, self._record)) or str(Path.cwd())
+        self._folder = open_storage(folder, job, self.ledger.tmp)
 
     @property
     def uri(self) -> str:
@@ -206,11 +208,21 @@ class MaxComputeTarget:
         return standing is not None and standing == self._noted(REPLACES)
 
     def _record_of(self, standing: dict[str, Any] | None) -> dict[str, Any] | None:
-        record = _read(self._folder, self._record)
+        record = self._read(self._folder, self._record)
         return record if record and standing and record.get("result") == standing else None
 
     def _noted(self, name: str) -> dict[str, Any] | None:
-        return _read(self.ledger.storage, name)
+        return self._read(self.ledger.storage, name)
+
+    def _read(self, storage: Storage, name: str) -> dict[str, Any] | None:
+        """Return what was noted; what cannot be read is not taken for what is not there."""
+        try:
+            return read_note(storage, name)
+        except OSError as error:
+            raise SinkError(
+                f"{storage.uri(name)}, which tells whose rows are in {self.uri}, cannot be read: "
+                f"{error.strerror or error}; give access, and run the same command again"
+            ) from error
 
     def _note(self, name: str, what: dict[str, Any]) -> None:
         try:
@@ -258,12 +270,3 @@ def _check_name(table: TableName) -> None:
 def _same(one: TableName, other: TableName) -> bool:
     names = [(it.project.lower(), it.name.lower(), it.spec.lower()) for it in (one, other)]
     return names[0] == names[1]
-
-
-def _read(storage: Storage, name: str) -> dict[str, Any] | None:
-    """Return what a JSON object holds, or None."""
-    try:
-        found = json.loads(storage.read(name))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None

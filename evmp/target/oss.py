@@ -28,7 +28,7 @@ from evmp.ledger import Commit, Ledger
 from evmp.remote.ossclient import Place, Places
 from evmp.storage.oss import OssStorage
 from evmp.storage.upload import PART_BYTES, Upload
-from evmp.target import open_ledger
+from evmp.target import open_ledger, read_note
 from evmp.target.part import remove_parts, write_part
 from evmp.value import scheme
 
@@ -249,13 +249,11 @@ class OssTarget:
         return {"etag": head.etag, "size": head.size, "modified": head.modified}
 
     def _is_to_be_replaced(self, standing: object) -> bool:
-        return standing is not None and standing == _read(self.ledger.storage, "replaces.json")
+        return standing is not None and standing == read_note(self.ledger.storage, "replaces.json")
 
     def _standing(self, standing: object) -> dict[str, Any] | None:
-        record = _read(self._folder, self._record)
-        if standing is None or not isinstance(record, dict) or record.get("result") != standing:
-            return None
-        return record
+        record = read_note(self._folder, self._record)
+        return record if record and standing and record.get("result") == standing else None
 
     def _draft(self, standing: dict[str, Any] | None) -> str | None:
         """Return the name of the record, in the staging place, of the result that stands here."""
@@ -285,11 +283,3 @@ def _add_file(upload: Upload, path: Path) -> None:
     with open(path, "rb") as file:
         while chunk := file.read(PART_BYTES):
             upload.add(chunk)
-
-
-def _read(storage: Any, name: str) -> object:
-    """Return what a JSON object holds, or None."""
-    try:
-        return json.loads(storage.read(name))
-    except (FileNotFoundError, ValueError):
-        return None
