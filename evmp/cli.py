@@ -292,6 +292,7 @@ def sbatch(
         click.echo(f"submitted {report}, which reports once {first} has ended")
         watch = shlex.join(["evmp", "status", *settings, "--watch"])
         click.echo(f"{watch} says how far it is")
+        click.echo(f"scancel {first} {report} cancels both")
 
 
 def main(argv: list[str] | None = None) -> NoReturn:

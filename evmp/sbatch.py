@@ -9,6 +9,7 @@ given, start it again where it was killed, and let it commit and go on later whe
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from collections.abc import Sequence
@@ -81,7 +82,8 @@ def script(
     Raises:
         ConfigError: an option is none, or may not be set.
     """
-    worker, tell, last = shlex.join([*evmp, *settings]), 'kill -TERM "$pid"', ""
+    alone = ["-Dnum_worker=1"] * (kind == "report" or n_nodes == 1)
+    worker, tell, last = shlex.join([*evmp, *settings, *alone]), 'kill -TERM "$pid"', ""
     if kind == "tasks":
         # Since 22.05 srun must be told again what sbatch knows.
         srun = 'srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 --no-kill --label'
@@ -91,7 +93,7 @@ def script(
         last = shlex.join([*evmp, "status", *settings]) + "\n"
     call = ["evmp", "sbatch", *settings, "--nodes", str(n_nodes), "--kind", kind]
     made_by = shlex.join([*call, *["--"] * bool(options), *options])
-    lines = [*_resources(job, kind, n_nodes), *_lines(options)]
+    lines = [*_resources(job, kind, n_nodes), *_lines(kind, n_nodes, options)]
     head = _HEAD.format(
         does=_DOES[kind],
         made_by=made_by.replace("\n", " "),
@@ -142,25 +144,40 @@ def _resources(job: Job, kind: Kind, n_nodes: int) -> list[str]:
     ]
 
 
-def _lines(options: Sequence[str]) -> list[str]:
+def _lines(kind: Kind, n_nodes: int, words: Sequence[str]) -> list[str]:
     """Return one line for each option with its value, quoted for sbatch.
 
     Raises:
         ConfigError: see `script`.
     """
-    lines: list[str] = []
+    options: list[list[str]] = []
     problems = []
-    for word in options:
+    for word in words:
         if not word.isprintable():
             problems.append(Problem("not printable", repr(word), "sbatch option"))
         elif word.startswith("-"):
-            lines.append(shlex.quote(word))
-        elif lines:
-            lines[-1] += " " + shlex.quote(word)
+            options.append([word])
+        elif options:
+            options[-1].append(word)
         else:
             problems.append(Problem("expected an option, such as --time=4:00:00", word, "sbatch"))
-        if word == "-a" or word.startswith("--array"):
-            problems.append(Problem("say it with --nodes", word, "sbatch option"))
+    lines = []
+    for option in options:
+        elements = _elements(option)
+        if elements is None or kind == "array":
+            lines.append(shlex.join(option))
+        if elements is not None and not re.fullmatch(rf"0-{n_nodes - 1}%[1-9]\d*", elements):
+            remedy = f"say it with --nodes; --array=0-{n_nodes - 1}%2 would let two run at once"
+            problems.append(Problem(remedy, option[0], "sbatch option"))
     if problems:
         raise ConfigError(*problems)
     return lines
+
+
+def _elements(option: Sequence[str]) -> str | None:
+    """Return what an option says of the array's elements; None where it is another one."""
+    name, _, value = option[0].partition("=")
+    if len(name) > len("--a") and "--array".startswith(name):  # any beginning of it will do
+        return value or "".join(option[1:])
+    short = re.fullmatch(r"-[HIOQVWhksv]*a(.*)", option[0])  # flags may stand before it
+    return (short[1] or "".join(option[1:])) if short else None

@@ -79,7 +79,7 @@ def test_report_does_what_is_left_and_says_how_it_went() -> None:
     text = make_script("report")
 
     assert "array" not in text
-    assert "worker=(evmp --config 'my job.yaml')" in text
+    assert "worker=(evmp --config 'my job.yaml' -Dnum_worker=1)" in text
     assert text.endswith("""fi\nevmp status --config 'my job.yaml'\nexit "$code"\n""")
 
 
@@ -101,7 +101,12 @@ def test_options_of_sbatch_come_last_and_are_quoted() -> None:
         (("4:00:00",), "4:00:00: expected an option, such as --time=4:00:00"),
         (("--comment=a\nrm -r .",), "not printable"),
         (("--array=0-9",), "--array=0-9: say it with --nodes"),
+        (("--arr", "0-9"), "--arr: say it with --nodes"),
+        (("--array=0-9%2",), "--array=0-3%2 would let two run at once"),
+        (("--array=0-3%0",), "say it with --nodes"),
         (("-a", "0-9"), "-a: say it with --nodes"),
+        (("-a0-9",), "-a0-9: say it with --nodes"),
+        (("-Ha0-9",), "-Ha0-9: say it with --nodes"),
     ],
 )
 def test_option_that_cannot_stand_in_a_script_is_refused(
@@ -109,6 +114,25 @@ def test_option_that_cannot_stand_in_a_script_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         make_script("array", *options)
+
+
+@pytest.mark.parametrize("option", [("--array=0-3%2",), ("--ar", "0-3%2"), ("-a0-3%2",)])
+def test_throttle_is_the_arrays_and_not_the_reports(option: tuple[str, ...]) -> None:
+    options = (*option, "--account=a", "-Jarray")
+
+    assert options_of(make_script("array", *options))[-3] == " ".join(option)
+    assert options_of(make_script("report", *options))[-3:] == [
+        "--signal=B:USR1@120",
+        "--account=a",
+        "-Jarray",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["array", "tasks", "report"])
+def test_one_node_has_one_worker(kind: Kind) -> None:
+    text = make_script(kind, n_nodes=1, num_worker=3)
+
+    assert "evmp --config 'my job.yaml' -Dnum_worker=1)" in text
 
 
 def test_command_prints_the_shipped_scripts(run_evmp: Run) -> None:
