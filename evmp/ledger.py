@@ -47,6 +47,8 @@ from evmp.turn import turn
 
 CHUNK_BYTES: Final = 1 << 20
 MAX_DIFFERENCES: Final = 12  # of two jobs, shown
+MAX_ASKED: Final = 8  # workers of other machines, whether they live
+SHOWN_SECONDS: Final = 30.0  # ago, and a worker of another machine works here
 MAX_HOLDERS: Final = 3  # of a staging place, named
 DYING_SECONDS: Final = 2.0  # the processes of a killed run hold its lock until they are dead, too
 HINTS: Final = ("leases", "chunks", "workers")  # folders that nothing depends on
@@ -91,6 +93,8 @@ class Member(NamedTuple):
     team: str
     """How many there are; those of another team are kept out."""
     name: str
+    is_transient: bool = False
+    """Whether nobody else will have that name."""
 
     @property
     def lock(self) -> str:
@@ -166,8 +170,8 @@ class Ledger:
             SinkError: when the directory cannot be made.
         """
         fingerprint = {"format": FORMAT, **fingerprint}
-        text = json.dumps(fingerprint, indent=1, sort_keys=True).encode()
-        self._job = hashlib.sha256(text).hexdigest()[:16]
+        text = _job_text(fingerprint)
+        self._job = _digest(text)
         try:
             self.prepare()
             found = self._begin(text)
@@ -250,7 +254,12 @@ class Ledger:
                     f"another run works on this output, in other parts than of {member.team}: "
                     f"{aliens}"
                 )
-            yield
+            try:
+                yield
+            finally:
+                if member.is_transient:
+                    with suppress(OSError):
+                        os.unlink(self.root / member.lock)
 
     @contextmanager
     def turn(self, member: Member | None) -> Iterator[bool]:
@@ -264,8 +273,10 @@ class Ledger:
         """
         with ExitStack() as held:
             if not isinstance(self.storage, LocalStorage):
-                self._wait_for_turn(held, member)
+                generation = self._wait_for_turn(held, member)
                 yield True
+                if generation and not self.begun():  # the job is over, and leaves nothing
+                    self.storage.delete(generation)
                 return
             if not self.root.exists():
                 yield False
@@ -274,13 +285,14 @@ class Ledger:
             fcntl.flock(fd, fcntl.LOCK_EX)
             yield self._is_there(fd, "lock.turn")
 
-    def _wait_for_turn(self, held: ExitStack, member: Member | None) -> None:
+    def _wait_for_turn(self, held: ExitStack, member: Member | None) -> str:
         """Where locks of this machine keep nobody out."""
         try:
             if member:
-                held.enter_context(turn(self.storage))
+                return held.enter_context(turn(self.storage))
         except OSError as error:
             raise SinkError(f"staging place {self.uri} cannot be used: {error}") from error
+        return ""
 
     def holders(self) -> str:
         """Say who holds the staging place; empty where nobody does."""
@@ -288,7 +300,19 @@ class Ledger:
 
     def is_shared(self, member: Member | None) -> bool:
         """Return whether other members than this one hold the staging place. Only under lock()."""
-        return bool(member and self._holders(set(self._member_locks()) - {member.lock}))
+        others = self._holders(set(self._member_locks()) - {member.lock}) if member else ""
+        return bool(others) or self.is_worked_on()
+
+    def is_worked_on(self) -> bool:
+        """Return whether workers of other machines have shown themselves just now."""
+        with suppress(OSError):
+            workers = self.storage.names("workers") if self._is_apart else []
+            now = self.storage.now() if workers else 0.0
+            for worker in workers[:MAX_ASKED]:
+                with suppress(FileNotFoundError):
+                    if now - self.storage.stat(worker).modified < SHOWN_SECONDS:
+                        return True
+        return False
 
     def _hold(
         self,
@@ -353,7 +377,8 @@ class Ledger:
         """Return the records of all blocks that are done, in input order; no two share a row.
 
         Args:
-            n_rows: how many rows there are, where that is known.
+            n_rows: how many rows there are, where that is known; what a list may not show yet is
+                asked for by its name then.
 
         Raises:
             SinkError: when a record is damaged, or they cannot be read.
@@ -378,6 +403,22 @@ class Ledger:
         if n_rows is not None and commits and commits[-1].stop > n_rows:
             why = f"it stops at row {commits[-1].stop}, expected {n_rows} rows"
             raise self._damaged(_record(commits[-1].start), why)
+        return commits if n_rows is None else self._with_unlisted(commits, n_rows)
+
+    def _with_unlisted(self, listed: list[Commit], n_rows: int) -> list[Commit]:
+        """Add the commits that a list does not show yet, if with them every row is done."""
+        commits: list[Commit] = []
+        at = 0
+        for commit in [*listed, None]:
+            while at < (commit.start if commit else n_rows):
+                try:
+                    commits.append(self.commit_of(_record(at)))
+                except OSError:
+                    return listed
+                at = commits[-1].stop
+            if commit:
+                commits.append(commit)
+                at = commit.stop
         return commits
 
     def stop_of(self, start: int) -> int | None:
@@ -448,11 +489,22 @@ class Ledger:
         # The stage file stays as well: whoever dies before the record leaves the rows in place.
         self.storage.adopt(stage, f"data/{data}")
         record = _record(block.start)
+        self._check_job(f"data/{data}")
         is_first = self.storage.create(record, _text(commit)) or self.commit_of(record) == commit
         if not is_first:
             self.storage.delete(f"data/{data}")
         os.unlink(stage)
         return is_first
+
+    def _check_job(self, data: str) -> None:
+        """Refuse to commit for a job that has made way for another while this worker slept."""
+        if self._job and _digest(_job_text(self.begun())) != self._job:
+            with suppress(OSError):
+                self.storage.delete(data)
+            raise SinkError(
+                f"{self.uri} is not this job's any more: another run has ended it, or another job "
+                "has begun there; run the same command again"
+            )
 
     @contextmanager
     def data(self, commit: Commit) -> Iterator[Path]:
@@ -548,6 +600,14 @@ def _has_locked(fd: int, how: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _job_text(fingerprint: dict[str, object]) -> bytes:
+    return json.dumps(fingerprint, indent=1, sort_keys=True).encode()
+
+
+def _digest(job: bytes) -> str:
+    return hashlib.sha256(job).hexdigest()[:16]
 
 
 def _record(start: int) -> str:

@@ -43,8 +43,9 @@ class Merge:
     ) -> None:
         self.sink, self.ledger = sink, ledger
         self.n_rows, self.failed = n_rows, failed
-        self.commits = ledger.commits()
-        check_cover(self.commits, n_rows if failed is None else len(failed))
+        n_done = n_rows if failed is None else len(failed)
+        self.commits = ledger.commits(n_done)
+        check_cover(self.commits, n_done)
 
     @property
     def is_joined(self) -> bool:

@@ -28,7 +28,7 @@ from evmp.grid import Block, Grid
 from evmp.job import MENDING
 from evmp.layout import Layout, plan_layout
 from evmp.lease import Leases
-from evmp.ledger import Commit, Member, differences, listed
+from evmp.ledger import SHOWN_SECONDS, Commit, Member, differences, listed
 from evmp.metrics import Board, Counter, Leave, Seat
 from evmp.model.package import ModelPackage, check_model_type, digests_of, load_package
 from evmp.pipeline import Worker
@@ -171,7 +171,7 @@ class Run:
         """Of all workers, those that this command runs."""
         self._member: Member | None = None
         if self._is_dynamic:
-            self._member = Member("any", uuid.uuid4().hex[:8])
+            self._member = Member("any", uuid.uuid4().hex[:8], is_transient=True)
         elif plan.rank:
             self._member = Member(str(plan.rank.n_workers), str(plan.rank.worker))
         self._started, self._pid = time.monotonic(), os.getpid()
@@ -214,6 +214,14 @@ class Run:
         Raises:
             EvmpError: when the job ends without a result; what was committed stays.
         """
+        try:
+            return self._run()
+        except SinkError:
+            if self._member and self._target.finished():  # others have ended it just now
+                return None
+            raise
+
+    def _run(self) -> Report | None:
         if not self._target.is_begun() and self._is_nothing_left():
             return None
         if self._fresh:
@@ -246,6 +254,7 @@ class Run:
                 raise SinkError("another run has just ended here; run the same command again")
             self._target.restore()
             if self._fresh:
+                self._refuse_if_worked_on()
                 self._target.start_over()
             elif self._target.settle():
                 self._clean_up()
@@ -265,6 +274,13 @@ class Run:
             self._code = self._unpack_code()
             return True
 
+    def _refuse_if_worked_on(self) -> None:
+        if self._target.ledger.is_worked_on():
+            raise SinkError(
+                f"workers of other machines are at work in {self._target.ledger.uri}: end them, "
+                f"or wait for {SHOWN_SECONDS:g} s if they are dead, before starting over"
+            )
+
     def _end(self, meter: Meter, before: int) -> Report | None:
         """Publish, if every worker's part is done, and nobody else has.
 
@@ -276,7 +292,7 @@ class Run:
                 return self._counted(meter, before)
             if self._is_hopeless:
                 self._judge(self._report(meter, before))
-            commits = self._target.ledger.commits()
+            commits = self._target.ledger.commits(len(self._rows))
             if self._member and sum(len(commit) for commit in commits) < len(self._rows):
                 return self._rest(meter, before, commits)
             report = self._report(meter, before, commits)

@@ -145,6 +145,7 @@ class Writer:
         if self._block.has_lost_rows_before(placed):
             log.info("others have committed a part of the block of row %d", self._block.stop - 1)
             self._block.drop()
+            self._uncount()
         written = self._block.append(self._sink, placed)
         if written:
             self._count(self._block)
@@ -179,6 +180,12 @@ class Writer:
             counters[Counter.BLOCK_FAILED] = counters[Counter.FAILED]
             counters[Counter.BLOCK] = start + 1
 
+    def _uncount(self) -> None:
+        """Do not count the rows of a block that another was first to commit."""
+        counters = self._seat.counters
+        counters[Counter.ROWS] = counters[Counter.BLOCK_ROWS]
+        counters[Counter.FAILED] = counters[Counter.BLOCK_FAILED]
+
     def _count(self, block: _OpenBlock) -> None:
         """Count the rows of the open block, also those that a writer that died had not counted."""
         counters = self._seat.counters
@@ -193,6 +200,8 @@ class Writer:
                 reasons = block.reasons.as_dict()
                 if self._ledger.commit(block.path, block.done, block.n_failed, reasons):
                     self._agenda.note(self._planned, block.done.stop)
+                else:
+                    self._uncount()
             except OSError as error:
                 raise SinkError(
                     f"block of row {block.done.start} cannot be committed: {error}; what was "

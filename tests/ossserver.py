@@ -110,6 +110,7 @@ class OssServer(ThreadingHTTPServer):
         self.tokens: dict[str, str] = {}  # by the ids of temporary keys
         self.skew = 0.0  # seconds that its clock is ahead
         self.page = 1000  # the most keys that a list has
+        self.unlisted = 0.0  # seconds for which lists do not show new objects
         self.objects: dict[str, dict[str, bytes]] = {}
         self.about: dict[tuple[str, str], About] = {}
         self.uploads: dict[str, Upload] = {}
@@ -127,6 +128,12 @@ class OssServer(ThreadingHTTPServer):
         self.signatures: set[str] = set()
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
         self.lock = threading.Lock()
+
+    def is_unlisted(self, bucket: str, key: str) -> bool:
+        """Return whether an object is so new that lists do not show it."""
+        if not self.unlisted:
+            return False
+        return time.time() + self.skew - self.describe(bucket, key).modified < self.unlisted
 
     def fail(self, key: str, *faults: Fault) -> None:
         """Let the next requests for an object fail."""
@@ -493,6 +500,8 @@ class Handler(BaseHTTPRequestHandler):
                 continue
             if len(found) == limit:
                 return found, last, True
+            if self.server.is_unlisted(self.bucket, key):
+                continue
             last = name
             found.append(self._prefix(name) if folder else self._entry(key))
         return found, last, False

@@ -343,11 +343,16 @@ def test_ledger_says_what_is_wrong_and_where(server: OssServer, ledger: Ledger) 
         ledger.commits()
 
 
-def test_rows_of_two_jobs_are_never_mixed(ledger: Ledger, place: Place) -> None:
+def test_rows_of_two_jobs_are_never_mixed(server: OssServer, ledger: Ledger, place: Place) -> None:
+    objects = server.objects["out"]
+    commit(ledger, 0, 4)
+    record = objects.pop(f"{RESULT}.evmp/blocks/000000000000.json")
     other = place.target.ledger  # on another machine, where no lock keeps it out
     other.open({"input": "another"})  # nothing was committed, so the first makes way
 
-    assert commit(ledger, 0, 4)
+    with pytest.raises(SinkError, match=r"is not this job's any more.*run the same command again"):
+        commit(ledger, 0, 4)
+    objects[f"{RESULT}.evmp/blocks/000000000000.json"] = record  # it had slept even longer
 
     for ask in (other.commits, lambda: other.stop_of(0), lambda: commit(other, 0, 4, run="other")):
         with pytest.raises(SinkError, match="is of another job, which works on this output from"):

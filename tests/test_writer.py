@@ -166,7 +166,7 @@ def test_large_piece_that_loses_to_a_small_one_leaves_the_rest_to_others(
     made.run()
 
     assert list(written(ledger)) == [(0, 1), (6, 8)]
-    assert made._seat.counters[Counter.ROWS] == 4
+    assert made._seat.counters[Counter.ROWS] == 2
 
 
 def test_successor_leaves_to_others_what_its_predecessor_wrote_in_vain(ledger: Ledger) -> None:

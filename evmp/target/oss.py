@@ -259,8 +259,11 @@ class OssTarget:
         """Return the name of the record, in the staging place, of the result that stands here."""
         if standing is None or "maker" not in standing:
             return None
-        drafts = self.ledger.storage.names("", f"record-{standing['maker']}.json")
-        return next(iter(drafts), None)
+        name = f"record-{standing['maker']}.json"
+        with suppress(FileNotFoundError):
+            self.ledger.storage.stat(name)
+            return name
+        return None
 
     @contextmanager
     def _asking(self, what: str) -> Iterator[None]:
