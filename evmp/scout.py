@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
-from evmp.errors import DecodeError, DownloadError
+from evmp.errors import DecodeError
 from evmp.metrics import Counter, Seat, State
 from evmp.payload import FetchError, base64_room, decode_base64
 from evmp.ring import Header, Mark, Ring
@@ -30,7 +30,7 @@ from evmp.video.container import OpenVideo, check_installed
 from evmp.video.footage import FootageOpener
 from evmp.video.index import index_of
 from evmp.video.segment import Segment, segments_of
-from evmp.video.task import Footage, Task
+from evmp.video.task import TROUBLES, Footage, Task, failure_of
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -123,12 +123,8 @@ class Scout:
             for it in self._planned(footage):
                 task = Task(r, keys, footage, members, it)
                 yield task, it.n_items + it.is_last, it.is_last
-        except FetchError as error:
-            yield Task(r, keys, failure=("read", str(error))), 1, True
-        except DownloadError as error:
-            yield Task(r, keys, failure=("download", str(error))), 1, True
-        except DecodeError as error:
-            yield Task(r, keys, failure=("decode", str(error))), 1, True
+        except TROUBLES as trouble:
+            yield Task(r, keys, failure=failure_of(trouble)), 1, True
 
     def _planned(self, footage: Footage) -> Iterator[Segment]:
         with (

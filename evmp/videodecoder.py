@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import orjson
 
-from evmp.errors import DecodeError, DownloadError
+from evmp.errors import DecodeError
 from evmp.image import Frame
 from evmp.metrics import Counter, Seat, State
-from evmp.payload import FetchError
 from evmp.ring import Header, Mark, Ring
 from evmp.sample import SampleTooLarge, pack
 from evmp.stage import HEARTBEAT_SECONDS, claims, put_failure
@@ -28,7 +27,7 @@ from evmp.video.frames import Frames
 from evmp.video.part import Of, Part, leave_part
 from evmp.video.picture import Display
 from evmp.video.segment import Clips, Wanted, clips_of
-from evmp.video.task import Task, rows_of
+from evmp.video.task import TROUBLES, Task, failure_of, rows_of
 
 if TYPE_CHECKING:
     from evmp.fit import Fit
@@ -74,7 +73,8 @@ class VideoDecoder:
         self._display: Display
         self._open: tuple[int, Any, OpenVideo] | None = None  # the last video, by its number
         self._at = 0  # the task that is worked on
-        self._damage = ""  # of the segment, and as how large its frames are shown
+        # Of the segment: what has failed first, and as how large its frames are shown.
+        self._damage: tuple[str, str] | None = None
         self._shape = 0, 0
 
     def open(self) -> None:
@@ -154,7 +154,7 @@ class VideoDecoder:
             "n_frames": index.n_frames,
         }
         if self._damage:
-            facts["error_msg"] = self._damage
+            facts["error_msg"] = self._damage[1]
         return facts
 
     def _admit(self, n: int) -> None:
@@ -174,20 +174,29 @@ class VideoDecoder:
 
     def _shots(self, task: Task, segment: Segment) -> Iterator[_Shot]:
         """Yield every frame that is wanted of a segment, with its picture or what became of it."""
-        n_seen, self._damage, self._shape = 0, segment.index.damage, (0, 0)
+        n_seen, self._damage, self._shape = 0, None, (0, 0)
+        self._note_damage(segment.index.damage)
+        if task.failure:
+            yield from self._lost(segment, n_seen, *task.failure)
+            return
         try:
-            if task.failure:
-                raise DecodeError(task.failure[1])
             frames = self._frames_of(task)
             for it in frames.read(segment):
                 n_seen += 1
                 self._note_damage(frames.damage)
                 yield self._shot(segment, it)
             self._note_damage(frames.damage)
-        except (FetchError, DownloadError, DecodeError) as error:
-            self._note_damage(str(error))
-            for it in segment.lost(n_seen, str(error)):
-                yield self._shot(segment, it)
+            if frames.damage:
+                self._close()  # it may be one that could not be opened again
+        except TROUBLES as trouble:
+            self._close()
+            yield from self._lost(segment, n_seen, *failure_of(trouble))
+
+    def _lost(self, segment: Segment, n_seen: int, stage: str, reason: str) -> Iterator[_Shot]:
+        """Yield what is wanted of a segment but for the first few frames, as lost."""
+        self._note_damage(reason, stage)
+        for it in segment.lost(n_seen, stage, reason):
+            yield self._shot(segment, it)
 
     def _frames_of(self, task: Task) -> Frames:
         """Return what reads the frames of a video, which stays open for its next segment."""
@@ -227,8 +236,9 @@ class VideoDecoder:
             self._note_damage(f"{wanted.reason} at {seconds:.3f} seconds")
         return _Shot(wanted, seconds, picture)
 
-    def _note_damage(self, damage: str) -> None:
-        self._damage = self._damage or damage
+    def _note_damage(self, reason: str, stage: str = "decode") -> None:
+        if reason and self._damage is None:
+            self._damage = stage, reason
 
     # --- items --------------------------------------------------------------------------------
 
@@ -242,7 +252,7 @@ class VideoDecoder:
                 self._seat.add(Counter.ROWS, 1)
                 return
             except DecodeError as error:
-                put_failure(self._results, n, row, "decode", str(error))
+                put_failure(self._results, n, row, shots[0].wanted.stage, str(error))
                 self._seat.add(Counter.FAILED, 1)
         self._pixels.skip(n, row)
 

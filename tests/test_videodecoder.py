@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 import pytest
 from clip import make_clip
+from httpserver import Answer, serving
 from test_video import make_job
 
 from evmp.metrics import Board
@@ -50,25 +51,29 @@ class World:
         scout.open()
         scout.run()
 
-    def plan(self, path: Path, enough_items: int | None) -> None:
+    def plan(self, path: Path, enough_items: int | None, url: str = "") -> None:
         """Do the scout's work for the first video, and cut it as the test wants."""
         with open(path, "rb") as file, OpenVideo(file, self.job.max_image_pixels) as video:
             segments = list(segments_of(index_of(video), self.job, enough_items))
+        footage = Footage(url=url) if url else Footage(path=str(path))
         n = 0
         for m, it in enumerate(segments):
             n_rows = it.n_items + it.is_last
             n += n_rows
-            task = Task(0, (str(path),), Footage(path=str(path)), segment=it)
+            task = Task(0, (str(path),), footage, segment=it)
             self.segments.put(m, Header(0, n, kind=m, width=n_rows), pickle.dumps(task))
         self.segments.close(len(segments))
         self.results.close(n)
 
     def decode(self) -> None:
+        self.decoder().run()
+
+    def decoder(self) -> Any:
         decoder = VideoDecoder(
             self.job, None, self.segments, self.rings[2:], self.seats[2], DECODER
         )
         decoder.open()
-        decoder.run()
+        return decoder
 
     def found(self) -> list[Any]:
         """Return the frame number, the error or the facts of each row that is not empty."""
@@ -260,3 +265,55 @@ def test_frame_size_is_known_when_the_last_segment_is_lost(
 
     assert (video["height"], video["width"]) == (96, 72)
     assert video["error_msg"] == "the decoder died of this segment: hung"
+
+
+@pytest.mark.parametrize("decode_type", [2, 4])
+def test_video_that_cannot_be_opened_again_is_opened_for_its_next_segment(
+    clip: Callable[..., Path], tmp_path: Path, decode_type: int
+) -> None:
+    path = clip("a.mp4", 600, g=10, preset="ultrafast")
+    data = path.read_bytes()
+    keys = {"use_image_predictor": False, "decode_batch_size": 1, "decode_type": decode_type}
+    world = World([path], **keys)
+    world.plan(path, 20)
+    assert world.segments.end is not None
+    assert world.segments.end > 2
+
+    decoder = world.decoder()
+    for m in (1, 0, *range(2, world.segments.end)):  # what starts the file opens it anew
+        path.write_bytes(b"" if m == 0 else data)
+        decoder._work(world.segments.header(m), world.segments.data(m))
+    decoder._close()
+
+    clips = world.gathered(tmp_path / "reel")["clips"]
+    failed = [i for i, it in enumerate(clips) if "error_msg" in it["result"]]
+    assert failed == list(rows_of(world.segments.header(0)))
+
+
+def test_download_that_fails_while_decoding_is_told_as_such(clip: Callable[..., Path]) -> None:
+    path = clip("a.mp4", 600, g=30, preset="ultrafast")
+    world = World([path], allow_private_hosts=True)
+    with serving() as server:
+        good = Answer(path.read_bytes(), has_parts=True)
+        world.plan(path, 10, server.put("/a.mp4", Answer(status=404), good))
+        world.decode()
+
+    n_lost = len(rows_of(world.segments.header(0)))
+    found = world.found()
+    assert all(it["error_stage"] == "download" for it in found[:n_lost])
+    assert all("404" in it["error_msg"] for it in found[:n_lost])
+    assert found[n_lost:-1] == list(range(n_lost * 5, 600, 5))
+
+
+def test_video_of_unknown_frames_that_cannot_be_had_is_one_error(
+    clip: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = clip("a.mp4", 30)
+    world = World([path], allow_private_hosts=True, decode_type=1)
+    with serving() as server:
+        world.plan(path, 10, server.put("/a.mp4", Answer(status=404)))
+        world.decode()
+
+    error = world.gathered(tmp_path / "reel")
+    assert error["error_stage"] == "download"
+    assert "404" in error["error_msg"]

@@ -153,6 +153,7 @@ class Frames:
         context: Any = self._video.restart(skipped)
         is_alone = skipped in (SKIPPED[1], SKIPPED[2])
         n_damaged, last = 0, self._index.origin
+        packet: Packet[Any] | None = None
         while n_damaged <= MAX_DAMAGED:
             try:
                 packet = next(packets, None)

@@ -59,7 +59,7 @@ class Gathering:
         self._row = self._last = -1  # of what is gathered: the video's, and the last result's n
         self._n_good = self._n_failed = 0
         self._failure: tuple[dict[str, float], dict[str, str]] | None = None
-        self._damage = ""
+        self._damage: tuple[str, str] | None = None
         self._shape: list[int] | None = None
         self._summary = summary_of(job)
         self.seconds = self._at = 0.0
@@ -145,7 +145,7 @@ class Gathering:
         self._row, self._last = row, -1
         self._n_good = self._n_failed = 0
         self._failure = None
-        self._damage, self._shape = "", None
+        self._damage = self._shape = None
         self._summary = summary_of(self._job)
 
     def _whole(self, row: int, part: Part, facts: bytes) -> tuple[bytes | memoryview, bool]:
@@ -154,7 +154,7 @@ class Gathering:
         if row != self._row:
             self._start_over(row)
         if damage := self._damage or part.damage:
-            video["error_msg"] = damage
+            video["error_msg"] = damage[1]
         if self._n_good == 0:
             return self._nothing(damage), True
         if self._shape:
@@ -177,10 +177,11 @@ class Gathering:
             whole.write(b"}")
             return _content(whole), False
 
-    def _nothing(self, damage: str) -> bytes:
+    def _nothing(self, damage: tuple[str, str] | None) -> bytes:
         """Return the error of a video none of whose frames has a result."""
         if self._failure is None:
-            return error_result("decode", f"no frame came out of it{damage and f': {damage}'}")
+            stage, reason = damage or ("decode", "")
+            return error_result(stage, f"no frame came out of it{reason and f': {reason}'}")
         result = self._failure[1]
         message = f"all of its {self._n_failed} {self._name.decode()} failed; {result['error_msg']}"
         return error_result(result["error_stage"], message)

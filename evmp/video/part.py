@@ -30,7 +30,8 @@ class Part(NamedTuple):
         label: tells the files of one video's frames or clips apart.
         head: the members of a frame or clip that stand before its result, a JSON object without
             its closing brace.
-        damage: where decoding has failed first in the video's segment, as far as that is known.
+        damage: the stage that has failed first in the video's segment, and why, as far as that is
+            known.
         shape: height and width of the frame as it is displayed, or of the clip's last.
     """
 
@@ -38,7 +39,7 @@ class Part(NamedTuple):
     of: Of
     label: str = ""
     head: bytes = b""
-    damage: str = ""
+    damage: tuple[str, str] | None = None
     shape: tuple[int, int] | None = None
 
 

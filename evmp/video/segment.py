@@ -41,13 +41,14 @@ class Wanted:
     Attributes:
         frame_id: its place among all frames of the stream, in the order in which they are shown.
         time: when it is shown, in the stream's time base.
-        frame: None where it could not be decoded, for the `reason`.
+        frame: None where it could not be decoded, for the `reason`, in a `stage`.
     """
 
     frame_id: int
     time: int
     frame: VideoFrame | None
     reason: str = ""
+    stage: str = "decode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +102,13 @@ class Segment:
     n_items: int
     is_last: bool
 
-    def lost(self, n_seen: int, reason: str) -> Iterator[Wanted]:
+    def lost(self, n_seen: int, stage: str, reason: str) -> Iterator[Wanted]:
         """Yield what is wanted but for the first few, as frames that cannot be decoded."""
         if self.frames is not None:
             for frame_id, time in zip(
                 self.frames[n_seen:].tolist(), self.index.times[n_seen:].tolist(), strict=True
             ):
-                yield Wanted(frame_id, time, None, reason)
+                yield Wanted(frame_id, time, None, reason, stage)
 
 
 def segments_of(

@@ -10,12 +10,17 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from evmp.errors import DecodeError, DownloadError
+from evmp.payload import FetchError
 from evmp.ring import Header, Ring
 
 if TYPE_CHECKING:
     from evmp.video.segment import Segment
+
+TROUBLES: Final = (FetchError, DownloadError, DecodeError)
+"""What may be wrong with a video."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,17 @@ class Task:
     members: Mapping[str, Any] | None = None
     segment: Segment | None = None
     failure: tuple[str, str] | None = None
+
+
+def failure_of(trouble: Exception) -> tuple[str, str]:
+    """Return the stage that has failed, and why."""
+    match trouble:
+        case FetchError():
+            return "read", str(trouble)
+        case DownloadError():
+            return "download", str(trouble)
+        case _:
+            return "decode", str(trouble)
 
 
 def rows_of(header: Header) -> range:
