@@ -116,6 +116,7 @@ class OssServer(ThreadingHTTPServer):
         self.uploads: dict[str, Upload] = {}
         self.denied: set[str] = set()  # keys, whatever is asked of them
         self.moved: dict[str, str] = {}  # keys, and where a rule of the bucket redirects to
+        self.versioned: set[str] = set()  # buckets that keep versions, and so forbid no overwriting
         self.elsewhere: dict[str, str] = {}  # buckets of other regions, and the hosts they have
         self.is_closed = threading.Event()
         self.faults: dict[str, list[Fault]] = {}
@@ -347,11 +348,16 @@ class Handler(BaseHTTPRequestHandler):
     def _keep(self, about: About) -> tuple[int, bytes, dict[str, str]]:
         """Make an object, unless that is forbidden where there is one. Returns the answer."""
         objects = self.server.objects[self.bucket]
-        if self.headers.get("x-oss-forbid-overwrite") == "true" and self.key in objects:
-            raise OssError(409, "FileAlreadyExists")
+        self._forbid_overwrite()
         objects[self.key] = about.data
         self.server.about[self.bucket, self.key] = about
         return 200, b"", {"x-oss-hash-crc64ecma": about.crc64, "ETag": f'"{about.etag}"'}
+
+    def _forbid_overwrite(self) -> None:
+        is_once = self.headers.get("x-oss-forbid-overwrite") == "true"
+        is_there = self.key in self.server.objects[self.bucket]
+        if is_once and is_there and self.bucket not in self.server.versioned:
+            raise OssError(409, "FileAlreadyExists")
 
     def _delete(self) -> tuple[int, bytes, dict[str, str]]:
         self.server.objects[self.bucket].pop(self.key, None)
@@ -408,9 +414,7 @@ class Handler(BaseHTTPRequestHandler):
         return upload
 
     def _initiate(self) -> tuple[int, bytes, dict[str, str]]:
-        is_once = self.headers.get("x-oss-forbid-overwrite") == "true"
-        if is_once and self.key in self.server.objects[self.bucket]:
-            raise OssError(409, "FileAlreadyExists")
+        self._forbid_overwrite()
         name = uuid.uuid4().hex.upper()
         now = self.server.now()
         self.server.uploads[name] = Upload(self.bucket, self.key, self._kept_headers(), now)

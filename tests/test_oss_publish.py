@@ -409,10 +409,12 @@ def test_result_stands_though_the_staging_place_cannot_be_removed(
     assert sorted(server.objects["out"]) == [RESULT, f"{RESULT}.evmp.json"]
 
 
+@pytest.mark.parametrize("is_versioned", [False, True])
 def test_object_that_appeared_meanwhile_is_not_overwritten(
-    server: OssServer, place: Place, way: str
+    server: OssServer, place: Place, way: str, is_versioned: bool
 ) -> None:
     place.fill("new")
+    server.versioned = {"out"} if is_versioned else set()
     server.objects["out"][RESULT] = b"somebody's"
 
     with pytest.raises(SinkError, match="move it away and run the same command again"):
@@ -427,6 +429,25 @@ def test_fresh_does_not_replace_what_came_later(server: OssServer, place: Place)
     place.fill("fresh")
     server.objects["out"][RESULT] = b"somebody's"
 
+    with pytest.raises(SinkError, match="move it away"):
+        place.publish("fresh")
+
+    assert place.result() == b"somebody's"
+
+
+def test_fresh_does_not_replace_what_came_between_two_attempts(
+    server: OssServer, place: Place, way: str
+) -> None:
+    place.fill("fresh")
+    call, nth = ("complete", 1) if way == JOINED else ("put", 2)  # the first is the record's
+    server.calls.clear()
+
+    def come(moment: str) -> None:
+        if moment == "before" and server.calls[call] == nth and place.result() == OLD:
+            server.objects["out"][RESULT] = b"somebody's"
+            raise Gone
+
+    server.hook = come
     with pytest.raises(SinkError, match="move it away"):
         place.publish("fresh")
 

@@ -48,14 +48,18 @@ class Guard:
 
     @contextmanager
     def until(self, deadline: Deadline) -> Iterator[None]:
-        """Let the connections that this thread uses within end with the deadline."""
+        """Let the connections that this thread uses within end with the deadline; may be nested."""
         thread = threading.get_ident()
+        outer = self._deadlines.get(thread)
         self._deadlines[thread] = deadline
         try:
             yield
         finally:
             self._sockets.pop(thread, None)
-            del self._deadlines[thread]
+            if outer is None:
+                del self._deadlines[thread]
+            else:
+                self._deadlines[thread] = outer
 
     def watch(self, sock: socket.socket) -> None:
         """Note that this thread uses a connection."""

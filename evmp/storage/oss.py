@@ -30,7 +30,7 @@ from evmp.remote.oss import CRC_HEADER
 from evmp.remote.ossclient import OssClient, Places
 from evmp.remote.retry import Again, Deadline, persist
 from evmp.storage import Status, Storage
-from evmp.storage.upload import PART_BYTES, Upload
+from evmp.storage.upload import PART_BYTES, Once, Upload, forbidding, never
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -87,7 +87,7 @@ class OssStorage:
     def create(self, name: str, data: bytes) -> bool:
         """Put it where there is none; see Storage."""
         try:
-            self.put(name, data, once=True)
+            self.put(name, data, once=lambda: True)
         except FileExistsError:
             return False
         return True
@@ -227,24 +227,22 @@ class OssStorage:
                 file.seek(0)
                 file.truncate()
 
-    def put(self, name: str, data: bytes, *, maker: str = "", once: bool = False) -> None:
+    def put(self, name: str, data: bytes, *, maker: str = "", once: Once = never) -> None:
         """Make an object in one request.
 
         Args:
             maker: the id that tells whose it is; by default a new one.
-            once: not where there is one already.
+            once: see Once.
 
         Raises:
             FileExistsError: there is one, of another maker.
         """
         maker = maker or uuid.uuid4().hex
         headers = {MAKER: maker, "Content-MD5": content_md5(data)}
-        if once:
-            headers["x-oss-forbid-overwrite"] = "true"
 
         def attempt(bucket: Any) -> None:
             try:
-                bucket.put_object(self.key(name), data, headers=headers)
+                bucket.put_object(self.key(name), data, headers={**headers, **forbidding(once)})
             except OssError as error:
                 if error.code != "FileAlreadyExists":
                     raise

@@ -27,6 +27,19 @@ MIN_PART_BYTES: Final = 100 << 10
 SMALL_PARTS: Final = 5000  # of an upload may be small ones
 FASTER_PARTS: Final = 1000  # after so many parts the next ones are larger
 
+Once = Callable[[], bool]
+"""Asked before each attempt at an object: whether it is to be made only where there is none."""
+
+
+def never() -> bool:
+    """Let an object take the place of any other."""
+    return False
+
+
+def forbidding(once: Once) -> dict[str, str]:
+    """Return the headers of an attempt."""
+    return {"x-oss-forbid-overwrite": "true"} if once() else {}
+
 
 class Upload:
     """One object that is sent. Not for use by several threads.
@@ -84,11 +97,11 @@ class Upload:
             for chunk in source.stream(name):
                 self.add(chunk)
 
-    def complete(self, *, once: bool = False) -> None:
+    def complete(self, once: Once = never) -> None:
         """Let the object appear.
 
         Args:
-            once: not where there is one already.
+            once: see Once.
 
         Raises:
             FileExistsError: there is one, of another maker.
@@ -148,11 +161,10 @@ class Upload:
         )
         return PartInfo(number, answer.etag)
 
-    def _complete(self, bucket: Any, parts: list[PartInfo], once: bool) -> None:
+    def _complete(self, bucket: Any, parts: list[PartInfo], once: Once) -> None:
         bucket.enable_crc = False  # oss2 would want the CRC of parts that were copied, too
-        headers = {"x-oss-forbid-overwrite": "true"} if once else {}
         try:
-            bucket.complete_multipart_upload(self._key, self._id, parts, headers=headers)
+            bucket.complete_multipart_upload(self._key, self._id, parts, headers=forbidding(once))
         except OssError as error:
             if error.code not in ("FileAlreadyExists", "NoSuchUpload"):
                 raise

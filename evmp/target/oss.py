@@ -14,8 +14,10 @@ elsewhere, by the key `staging`; what a publish needs is kept there, too:
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import uuid
 from array import array
 from collections.abc import Iterator, Sequence
@@ -167,7 +169,7 @@ class OssTarget:
         try:
             with self._folder.upload(self._name, maker, note) as upload:
                 self._add(upload, merge)
-                upload.complete(once=not self._is_to_be_replaced(self._identity()))
+                upload.complete(lambda: self._must_be_new(maker))
         except FileExistsError as error:
             raise SinkError(
                 f"output {self.uri} exists and was not made by a run of this job; move it away "
@@ -247,6 +249,19 @@ class OssTarget:
         if head.maker:
             return {"maker": head.maker}
         return {"etag": head.etag, "size": head.size, "modified": head.modified}
+
+    def _must_be_new(self, maker: str) -> bool:
+        """Return whether the result may be made only where nothing stands.
+
+        Raises:
+            FileExistsError: something stands here, of another maker, that it does not replace.
+        """
+        standing = self._identity()
+        if self._is_to_be_replaced(standing):
+            return False
+        if standing not in (None, {"maker": maker}):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self.uri)
+        return True
 
     def _is_to_be_replaced(self, standing: object) -> bool:
         return standing is not None and standing == read_note(self.ledger.storage, "replaces.json")
