@@ -6,6 +6,7 @@ again: the result appears last, in one step, and everything before can be made a
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -103,9 +104,12 @@ def publish(
     try:
         target.publish(merge, record)
     except OSError as error:
+        what = error.strerror or str(error)
+        where = f": {error.filename}" if error.filename else ""
+        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "mend that"
         raise SinkError(
-            f"the result cannot be merged for {target.uri}: {error.strerror or error}; "
-            "make room and run the same command again"
+            f"the result {target.uri} cannot be made: {what}{where}; what was committed is kept: "
+            f"{remedy}, and run the same command again"
         ) from error
 
 

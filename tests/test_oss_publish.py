@@ -473,6 +473,33 @@ def test_one_of_two_publishers_at_once_puts_its_result_and_record_in_place(
     assert server.uploads == {}
 
 
+def test_publish_that_oss_fails_in_its_midst_leaves_no_parts_behind_for_good(
+    server: OssServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evmp.storage.upload.PART_BYTES", 100)
+    monkeypatch.setattr("evmp.target.oss.PART_BYTES", 100)
+    monkeypatch.setattr("ossserver.MIN_PART_BYTES", 100)
+    place = Place(server, {"staging": str(tmp_path / "staging"), "storage_timeout_seconds": 1})
+    place.fill("new")
+
+    def fall_ill(moment: str) -> None:
+        if any(it.parts for it in server.uploads.values()):
+            server.faults[RESULT] = [503] * 10_000
+
+    server.hook = fall_ill
+    with pytest.raises(SinkError, match=r"cannot be made: 503 SlowDown; no time .*: mend that"):
+        place.publish("new")
+    server.hook = lambda moment: None
+    server.faults.clear()
+    assert len(server.uploads) == 1
+
+    place.go_on("new")
+
+    assert server.uploads == {}
+    assert place.target.finished() is not None
+    place.close()
+
+
 @pytest.mark.parametrize("staging", ["oss://work/deep", "local"])
 def test_staging_place_may_lie_elsewhere(
     server: OssServer, tmp_path: Path, staging: str, way: str

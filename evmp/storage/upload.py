@@ -121,12 +121,18 @@ class Upload:
             uri = self._storage.uri(self._name)
             raise OSError(errno.EIO, "the object has become another than was sent", uri)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether OSS keeps no parts of it that are not an object's."""
+        return not self._id
+
     def close(self) -> None:
-        """End the threads; what is not complete is aborted."""
+        """End the threads; what is not complete is aborted, if OSS can be reached."""
         self._pool.shutdown(cancel_futures=True)
         if self._id:
             with suppress(OSError):
                 self._storage.abort(self._name, self._id)
+                self._id = ""
 
     def _flush(self) -> None:
         if self._buffer:

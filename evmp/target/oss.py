@@ -177,8 +177,8 @@ class OssTarget:
             ) from error
         finally:
             with suppress(OSError):
-                for name in notes:
-                    storage.delete(name)
+                if notes and upload.is_over:  # or who goes on aborts it
+                    storage.delete(notes[0])
                 if self._identity() != {"maker": maker}:
                     storage.delete(draft)
         self.settle()
@@ -288,7 +288,7 @@ class OssTarget:
             where = f": {error.filename}" if error.filename else ""
             raise SinkError(
                 f"output {self.uri} cannot be {what}: {error.strerror or error}{where}; "
-                "what was committed is kept: give access, and run the same command again"
+                "what was committed is kept: mend that, and run the same command again"
             ) from error
 
 
