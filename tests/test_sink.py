@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from hypothesis import strategies as st
 from evmp.errors import SinkError
 from evmp.job import Job
 from evmp.key import KeyField, key_values, table_field
-from evmp.sink import Record, Recovered, Sink, open_sink, parquet
+from evmp.sink import Record, Recovered, Sink, max_result_bytes, open_sink, parquet
 
 LINE = (KeyField("image"),)
 COLUMNS = (
@@ -35,9 +36,13 @@ COLUMNS = (
 )
 
 
-def sink_of(keys: Sequence[KeyField], **settings: Any) -> Sink:
+def job_of(**settings: Any) -> Job:
     default = {"model_path": "m", "model_type": "classifier"}
-    return open_sink(Job(**{**default, **settings}), keys)
+    return Job(**{**default, **settings})
+
+
+def sink_of(keys: Sequence[KeyField], **settings: Any) -> Sink:
+    return open_sink(job_of(**settings), keys)
 
 
 def record(index: int, *keys: object, result: object = None, failed: bool = False) -> Record:
@@ -454,3 +459,29 @@ def test_two_output_columns_of_one_name_are_an_error(
 
     with pytest.raises(SinkError, match=message):
         sink_of(keys, **{"output_table": "o", **default, **settings})
+
+
+def test_cell_may_be_as_long_as_memory_bears(tmp_path: Path) -> None:
+    sink = sink_of(LINE, input_oss_file="in.txt", output_oss_file="out.parquet")
+    long = b'"' + b"x" * parquet.FRAME_BYTES + b'"'
+
+    staged = stage(sink, tmp_path / "0", [Record(0, ("a",), memoryview(long), False)])
+    sink.merge([staged], tmp_path / "out.parquet")
+
+    assert sink.recover(staged) == Recovered(1, 0)
+    assert read_parquet(tmp_path / "out.parquet") == [("a", long.decode())]
+
+
+@pytest.mark.parametrize(
+    ("output", "n_bytes"),
+    [
+        ({"output_oss_file": "out.parquet"}, 1 << 30),
+        ({"output_table": "out"}, 1 << 30),
+        ({"output_table": "odps://shop/tables/out"}, 8 << 20),
+        ({"output_oss_file": "out.jsonl"}, sys.maxsize),
+    ],
+)
+def test_results_are_bounded_where_a_cell_must_hold_them(
+    output: dict[str, str], n_bytes: int
+) -> None:
+    assert max_result_bytes(job_of(input_table="in.parquet", **output)) == n_bytes

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Record", "Recovered", "Sink", "max_result_bytes", "open_sink"]
 
 MAX_CELL_BYTES: Final = 8 << 20
+MAX_PARQUET_BYTES: Final = 1 << 30  # memory holds such a cell a few times; no reader takes 2 GiB
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,10 @@ class Sink(Protocol):
 
 
 def max_result_bytes(job: Job) -> int:
-    """Return how long a result may be: as long as it likes, but in a cell of MaxCompute."""
-    return MAX_CELL_BYTES if scheme(job.output_table) == "odps" else sys.maxsize
+    """Return how long a result may be: as long as it likes, but in a cell of a table."""
+    if scheme(job.output_table) == "odps":
+        return MAX_CELL_BYTES
+    return MAX_PARQUET_BYTES if _is_parquet(job) else sys.maxsize
 
 
 def open_sink(job: Job, keys: Sequence[KeyField]) -> Sink:
@@ -122,14 +125,18 @@ def open_sink(job: Job, keys: Sequence[KeyField]) -> Sink:
         SinkError: when two output columns would have one name.
     """
     _check_names(job, keys)
-    location = job.output_table or job.output_oss_file
-    if job.output_table or location.endswith(".parquet"):
+    if _is_parquet(job):
         from evmp.sink.parquet import ParquetSink
 
         return ParquetSink(job, keys)
     from evmp.sink.lines import JsonLines, LineSink, TextLines
 
-    return LineSink(JsonLines(job, keys) if location.endswith(".jsonl") else TextLines(job, keys))
+    is_json = job.output_oss_file.endswith(".jsonl")
+    return LineSink(JsonLines(job, keys) if is_json else TextLines(job, keys))
+
+
+def _is_parquet(job: Job) -> bool:
+    return bool(job.output_table) or job.output_oss_file.endswith(".parquet")
 
 
 def _check_names(job: Job, keys: Sequence[KeyField]) -> None:

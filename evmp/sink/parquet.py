@@ -75,7 +75,11 @@ class ParquetSink:
             body = self._batch(part).serialize()
             n_failed = sum(record.failed for record in part)
             header = frame_header(self._crc32, len(part), n_failed, body.size)
-            write_whole(file, b"".join((header, memoryview(body))))
+            if body.size <= FRAME_BYTES:
+                write_whole(file, b"".join((header, memoryview(body))))
+            else:  # a single row
+                write_whole(file, header)
+                write_whole(file, memoryview(body))
 
     def recover(self, path: Path) -> Recovered:
         """Cut off a frame that is not whole; see Sink."""
@@ -143,12 +147,11 @@ class ParquetSink:
         columns: list[list[Any]] = [
             [record.keys[place] for record in records] for place in self._places
         ]
-        columns.append([bytes(record.result) for record in records])
         arrays = [
             pa.array(values, type=field.type)
-            for values, field in zip(columns, self.schema, strict=True)
+            for values, field in zip(columns, self.schema, strict=False)
         ]
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema)
+        return pa.RecordBatch.from_arrays([*arrays, _texts(records)], schema=self.schema)
 
     def _checked(self, path: Path, frame: Frame) -> Frame:
         if frame.schema_crc32 != self._crc32:
@@ -203,6 +206,15 @@ class ParquetSink:
             if group is None:
                 break
         return n_rows
+
+
+def _texts(records: Sequence[Record]) -> pa.StringArray:
+    """Return the results as a column; a single one is not copied."""
+    if len(records) > 1:
+        return pa.array([bytes(record.result) for record in records], type=pa.string())
+    text = pa.py_buffer(records[0].result)
+    ends = pa.py_buffer(np.array([0, text.size], np.int32).tobytes())
+    return pa.StringArray.from_buffers(1, ends, text)
 
 
 def _by_size(records: Sequence[Record]) -> Iterator[Sequence[Record]]:
