@@ -112,10 +112,11 @@ class Ledger:
 
     Attributes:
         tmp: a folder of `root` that is swept when a run begins.
+        is_apart: whether `storage` is elsewhere, where locks of this machine keep nobody out.
     """
 
     def __init__(self, root: Path, storage: Storage | None = None) -> None:
-        self.root, self.tmp, self._is_apart = root, root / "tmp", storage is not None
+        self.root, self.tmp, self.is_apart = root, root / "tmp", storage is not None
         self.storage: Storage = storage or LocalStorage(root, self.tmp)
         self._job = ""
 
@@ -134,8 +135,8 @@ class Ledger:
         Raises:
             OSError: when they cannot be made, or are another user's.
         """
-        self.root.mkdir(mode=0o700 if self._is_apart else 0o777, parents=True, exist_ok=True)
-        if self._is_apart and os.lstat(self.root).st_uid != os.getuid():
+        self.root.mkdir(mode=0o700 if self.is_apart else 0o777, parents=True, exist_ok=True)
+        if self.is_apart and os.lstat(self.root).st_uid != os.getuid():
             raise PermissionError(errno.EPERM, "belongs to another user", str(self.root))
         self.tmp.mkdir(exist_ok=True)
 
@@ -306,7 +307,7 @@ class Ledger:
     def is_worked_on(self) -> bool:
         """Return whether workers of other machines have shown themselves just now."""
         with suppress(OSError):
-            workers = self.storage.names("workers") if self._is_apart else []
+            workers = self.storage.names("workers") if self.is_apart else []
             now = self.storage.now() if workers else 0.0
             for worker in workers[:MAX_ASKED]:
                 with suppress(FileNotFoundError):
@@ -496,9 +497,17 @@ class Ledger:
         os.unlink(stage)
         return is_first
 
+    def is_own(self) -> bool:
+        """Return whether the job that was opened is still the one that has begun here.
+
+        Raises:
+            SinkError: when that cannot be read.
+        """
+        return not self._job or _digest(_job_text(self.begun())) == self._job
+
     def _check_job(self, data: str) -> None:
         """Refuse to commit for a job that has made way for another while this worker slept."""
-        if self._job and _digest(_job_text(self.begun())) != self._job:
+        if not self.is_own():
             with suppress(OSError):
                 self.storage.delete(data)
             raise SinkError(
@@ -558,7 +567,7 @@ class Ledger:
         recorded = {f"data/{commit.data}" for commit in self.commits()}
         for path in self.tmp.iterdir():
             _delete(path)
-        if self._is_apart:
+        if self.is_apart:
             return
         for name in self.storage.names("data"):
             if name not in recorded:

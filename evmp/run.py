@@ -217,7 +217,7 @@ class Run:
         try:
             return self._run()
         except SinkError:
-            if self._member and self._target.finished():  # others have ended it just now
+            if self._have_others_published():
                 return None
             raise
 
@@ -238,8 +238,10 @@ class Run:
                     if report := self._end(meter, before):
                         return report
             except EvmpError as error:
-                if self._has_lost_the_race(error):
-                    return self._report(meter, before)
+                if not isinstance(error, Interrupted) and self._have_others_published():
+                    if not self._target.ledger.begun():
+                        self._clean_up()
+                    return self._counted(meter, before)
                 report = self._report(meter, before)
                 self._leave(report, error)
                 if isinstance(error, Interrupted):
@@ -310,9 +312,9 @@ class Run:
         self._leave_record(report, "shard done")
         return replace(report, is_published=False)
 
-    def _has_lost_the_race(self, error: EvmpError) -> bool:
-        """Return whether others have published meanwhile, and removed what this run works with."""
-        if not self._member or isinstance(error, Interrupted):
+    def _have_others_published(self) -> bool:
+        """Return whether others have published, and removed what this run works with."""
+        if not (self._member or self._target.ledger.is_apart):
             return False
         with suppress(EvmpError):
             return self._target.finished() is not None
@@ -441,6 +443,8 @@ class Run:
         """
         if not self._member:
             self._target.remove_parts()
+            if not self._target.ledger.is_own():
+                return
             if report.rows == 0 and not self._fresh:
                 self._target.retreat()
                 return

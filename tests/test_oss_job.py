@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from jobfolder import JobFolder, kill, wait_for
+from jobfolder import SECONDS, JobFolder, kill, wait_for
 from ossserver import KEY_ID, KEY_SECRET, OssServer, serving_oss
 
 
@@ -115,3 +115,32 @@ def test_job_on_oss_comes_to_its_end_through_faults_and_kills(
     assert not any(upload.parts for upload in server.uploads.values())
     told = server.objects["out"]["r.jsonl.evmp.json"] + done.stderr.encode()
     assert KEY_ID.encode() not in told and KEY_SECRET.encode() not in told
+
+
+def test_two_commands_of_one_job_do_no_harm(
+    job: JobFolder,
+    server: OssServer,
+    make_table: Callable[..., Any],
+    photo_file: Callable[..., bytes],
+) -> None:
+    make_table(
+        job.path / "in.parquet", [photo_file("coffee", size=(40 + n, 30)) for n in range(40)]
+    )
+    job.write(output_oss_file="oss://out/r.jsonl", ossHost=server.endpoint, block_rows=4)
+    machines = [job.path / name for name in ("tmp1", "tmp2")]  # where no lock is shared
+    for machine in machines:
+        machine.mkdir()
+
+    both = [job.start(env={"TMPDIR": str(machine)}) for machine in machines]
+    for process in both:
+        _, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, errors
+
+    rows = server.objects["out"]["r.jsonl"].splitlines()
+    assert (
+        len(rows)
+        == len(set(rows))
+        == json.loads(server.objects["out"]["r.jsonl.evmp.json"])["rows"]
+    )
+    assert sorted(server.objects["out"]) == ["r.jsonl", "r.jsonl.evmp.json"]
+    assert [list(machine.iterdir()) for machine in machines] == [[], []]
