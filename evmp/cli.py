@@ -81,6 +81,12 @@ STATUS_EXAMPLES = """
 Examples:
   evmp status --config job.yaml            say how far the job is
   evmp status --config job.yaml --watch    say it again and again, until it is done
+
+\b
+Exit codes:
+  0 said so; with --watch, the job is done
+  1 with --watch: the job has failed, or nobody works on it any more
+  2, 3 bad job file; the staging place cannot be read, or is damaged
 """
 WATCH_SECONDS = 5.0
 
@@ -176,7 +182,8 @@ def status(config: str, overrides: tuple[str, ...], watch: bool, is_json: bool) 
     """Say how far a job is, wherever it runs.
 
     Rows done and failed, blocks leased and by whom, the rate, and when it will be done. Everything
-    is read from the staging place, which must be in reach; nothing is changed.
+    is read from the staging place, which must be in reach; nothing is changed. Who watches a job on
+    which nobody works for 12 times lease_seconds is told so, and waits no longer.
     """
     from evmp.job import load_job
     from evmp.status import Observer
@@ -187,6 +194,8 @@ def status(config: str, overrides: tuple[str, ...], watch: bool, is_json: bool) 
         click.echo(seen.as_json() if is_json else seen.in_words())
         if not watch or seen.state == "done":
             return
+        if seen.is_given_up:
+            sys.exit(1)
         time.sleep(WATCH_SECONDS)
         if not is_json:
             click.echo()
