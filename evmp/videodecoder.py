@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -35,15 +35,22 @@ if TYPE_CHECKING:
     from evmp.video.segment import Segment
 
 KEEP_BYTES: Final = 1 << 20  # memory that a slot may keep after a large task
+REMEDY: Final = "raise max_image_pixels, or lower reshape_size or decode_batch_size"
 
 
 @dataclass(frozen=True, slots=True)
 class _Shot:
-    """A frame that is wanted, and its picture; None where it cannot be decoded."""
+    """A frame that is wanted, and its picture; None where it cannot be decoded, or was dropped for
+    lack of room."""
 
     wanted: Wanted
     seconds: float
     picture: Frame | None
+    is_dropped: bool = False
+
+    @property
+    def n_bytes(self) -> int:
+        return self.picture.pixels.nbytes if self.picture is not None else 0
 
 
 class VideoDecoder:
@@ -123,7 +130,7 @@ class VideoDecoder:
 
     def _decode(self, task: Task, segment: Segment, rows: Sequence[int], row: int) -> None:
         n_items = 0
-        for shots in _cut(self._shots(task, segment), self._clips):
+        for shots in _cut(self._shots(task, segment), self._clips, self._pixels.row_bytes):
             if n_items == segment.n_items:
                 break
             n = rows[n_items]
@@ -281,6 +288,9 @@ class VideoDecoder:
         """
         place = self._pixels.payload(n)
         pictures = [shot.picture for shot in shots if shot.picture is not None]
+        if any(shot.is_dropped for shot in shots):
+            room = f"the {len(place)} bytes that a row may have"
+            raise DecodeError(f"a clip of {len(shots)} frames exceeds {room}; {REMEDY}")
         if not pictures:
             raise DecodeError(shots[0].wanted.reason)
         if self._fit:
@@ -289,8 +299,7 @@ class VideoDecoder:
         try:
             return Header(row, length=pack([self._sample(task, shots, pictures)], place))
         except SampleTooLarge as error:
-            remedy = "raise max_image_pixels, or lower reshape_size or decode_batch_size"
-            raise DecodeError(f"{error}; {remedy}") from None
+            raise DecodeError(f"{error}; {REMEDY}") from None
 
     def _sample(
         self, task: Task, shots: Sequence[_Shot], pictures: Sequence[Frame]
@@ -314,14 +323,26 @@ class VideoDecoder:
         }
 
 
-def _cut(shots: Iterator[_Shot], clips: Clips) -> Iterator[list[_Shot]]:
-    """Put frames together to clips; the last has what is left, if any of it is new."""
+def _cut(shots: Iterator[_Shot], clips: Clips, room: int) -> Iterator[list[_Shot]]:
+    """Put frames together to clips; the last has what is left, if any of it is new.
+
+    Args:
+        room: bytes that a clip may have. Of a larger one the first pictures are dropped as the
+            others come, which the next clip may begin with.
+    """
     held: list[_Shot] = []
-    n_old = 0
+    n_old = n_dropped = n_bytes = 0
     for shot in shots:
         held.append(shot)
+        n_bytes += shot.n_bytes
+        while clips.size > 1 and n_bytes > room:
+            n_bytes -= held[n_dropped].n_bytes
+            held[n_dropped] = replace(held[n_dropped], picture=None, is_dropped=True)
+            n_dropped += 1
         if len(held) == clips.size:
             yield held
+            n_bytes -= sum(it.n_bytes for it in held[: clips.stride])
             held, n_old = held[clips.stride :], clips.kept
+            n_dropped = max(0, n_dropped - clips.stride)
     if len(held) > n_old:
         yield held

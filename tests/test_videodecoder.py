@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,11 @@ SCOUT, DECODER = 1, 2
 class World:
     """Rings for a few videos, and who works on them."""
 
-    def __init__(self, paths: list[Path], **keys: Any) -> None:
+    def __init__(self, paths: list[Path], sample_bytes: int = 1 << 20, **keys: Any) -> None:
         self.job = make_job(**keys)
         self.rows = Ring("videos", 8, 1, 1 << 20)
         self.segments = Ring("segments", 32, 1, 1 << 20)
-        self.samples = Ring("samples", 512, 1, 1 << 20)
+        self.samples = Ring("samples", 512, 1, sample_bytes)
         self.results = Ring("results", 512, 1, 1 << 20)
         self.rings = [self.rows, self.segments, self.samples, self.results]
         self.seats = Board(["worker", "scout", "decoder"], 1).workers[0]
@@ -317,3 +318,26 @@ def test_video_of_unknown_frames_that_cannot_be_had_is_one_error(
     error = world.gathered(tmp_path / "reel")
     assert error["error_stage"] == "download"
     assert "404" in error["error_msg"]
+
+
+def test_clip_that_is_too_large_is_never_held_whole(
+    clip: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = clip("a.mp4", 610, g=30, preset="ultrafast")
+    keys = {"decode_batch_size": 300, "decode_keep_size": 5, "sample_fps": 0, "reshape_size": 36}
+    n_bytes = 36 * 48 * 3
+    world = World([path], 30 * n_bytes, use_image_predictor=False, **keys)
+    world.plan(path, 10)
+    decoder = world.decoder()
+
+    tracemalloc.start()
+    decoder.run()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    *large, last = world.gathered(tmp_path / "reel")["clips"]
+    assert [it["result"]["error_msg"].split(";")[0] for it in large] == [
+        "a clip of 300 frames exceeds the 155520 bytes that a row may have"
+    ] * 2
+    assert last["result"] == [list(range(590, 610)), [20, 36, 48, 3]]
+    assert peak < 150 * n_bytes
