@@ -178,6 +178,22 @@ def test_frames_are_those_of_a_slow_and_obvious_decoder(name: str, decode_type: 
             assert (pixels == frames[frame_id].to_ndarray(format="rgb24")).all()
 
 
+@pytest.mark.parametrize("decode_type", [1, 2, 3, 4])
+def test_files_put_together_are_one_video_after_the_other(decode_type: int) -> None:
+    halves = [make_clip(n, format="mpegts", g=40, bf=bf) for n, bf in ((110, 2), (90, 0))]
+    first, second = (Truth(half).decoded(decode_type) for half in halves)
+    frames = {**first, **{110 + i: frame for i, frame in second.items()}}
+
+    index, _ = planned(b"".join(halves))
+    found = read(b"".join(halves), enough=10, decode_type=decode_type, sample_fps=0)
+
+    assert index.duration_seconds == pytest.approx(8.0)
+    assert [frame_id for frame_id, _, _ in found] == list(frames)
+    for frame_id, seconds, pixels in found:
+        assert seconds == pytest.approx(frame_id / 25)
+        assert (pixels == frames[frame_id].to_ndarray(format="rgb24")).all()
+
+
 def test_long_video_is_cut_and_a_short_one_is_not() -> None:
     data, _ = clip_of("h264")
 

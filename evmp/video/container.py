@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from evmp.errors import ConfigError, DecodeError
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 OUTPUT_CORRUPT: Final = 8  # AV_CODEC_FLAG_OUTPUT_CORRUPT
 READ_BYTES: Final = 256 << 10
+DEFAULT_FPS: Final = Fraction(25)
 # Formats that hold frames themselves.
 FORMATS: Final = (
     "mov",
@@ -76,6 +78,8 @@ class OpenVideo:
         self._file, self._max_pixels = file, max_pixels
         self._container: InputContainer
         self.stream: VideoStream
+        self.is_joined = False
+        """Whether times were seen to start anew, as where two files have been put together."""
         self._is_read = False
         self._open()
 
@@ -90,11 +94,27 @@ class OpenVideo:
         """FFmpeg's name of the container's format."""
         return self._container.format.name
 
+    @property
+    def time_base(self) -> Fraction:
+        """Seconds of one unit of the stream's times."""
+        return self.stream.time_base or 1 / self._fps
+
+    @property
+    def usual_duration(self) -> int:
+        """How long a frame is shown, in units of the time base, by what the header says."""
+        return max(1, round(1 / (self._fps * self.time_base)))
+
+    @property
+    def _fps(self) -> Fraction:
+        return self.stream.average_rate or self.stream.guessed_rate or DEFAULT_FPS
+
     def close(self) -> None:
         self._container.close()
 
     def packets(self, start: int | None = None) -> Iterator[Packet[Any]]:
         """Yield the stream's packets in the order of the file; the empty last one flushes.
+
+        From the beginning on, times that start anew are made to go on where those before end.
 
         Args:
             start: a time in the stream's time base; the last keyframe not behind it comes first.
@@ -108,9 +128,24 @@ class OpenVideo:
             self._open()
         self._is_read = True
         with told("damaged"):
-            if start is not None:
+            if start is None:
+                yield from self._continued()
+            else:
                 self._container.seek(start, stream=self.stream)
-            yield from self._container.demux(self.stream)
+                yield from self._container.demux(self.stream)
+
+    def _continued(self) -> Iterator[Packet[Any]]:
+        """Shift the times of what would be shown before what stands ahead of it is decoded."""
+        shift, end, decoded = 0, 0, None
+        for packet in self._container.demux(self.stream):
+            if packet.pts is not None and packet.dts is not None:
+                if decoded is not None and max(packet.pts, packet.dts + 1) <= decoded:
+                    self.is_joined, shift = True, end - packet.pts
+                first, decoded = decoded is None, packet.dts
+                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                shown = packet.pts + (packet.duration or self.usual_duration)
+                end = shown if first else max(end, shown)
+            yield packet
 
     def restart(self, skipped: str) -> VideoCodecContext:
         """Return the decoder, with nothing in it, and on one thread.

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Times = np.ndarray[Any, np.dtype[np.int64]]
 
-DEFAULT_FPS: Final = Fraction(25)
 MAX_FRAMES: Final = 1 << 23
 # Their packets have no presentation times, or times that FFmpeg makes up without knowing better.
 UNTIMED_FORMATS: Final = ("avi", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu")
@@ -51,7 +50,7 @@ class Index:
         n_frames: how many there are.
         times: (n_frames,) int64, ascending.
         keys: which of the frames decoding may begin with, ascending.
-        starts: of each key.
+        starts: of each key; none where the file is not sought in.
         is_regular: see above.
         damage: where the stream breaks off; empty where it does not.
     """
@@ -132,9 +131,7 @@ def index_of(video: OpenVideo, beat: Callable[[], object] = lambda: None) -> Ind
         raise DecodeError(damage or "there is no frame in it")
     if not damage and stream.frames > len(packets):
         damage = f"the file ends after {len(packets)} of {stream.frames} frames"
-    fps = stream.average_rate or stream.guessed_rate or DEFAULT_FPS
-    time_base = stream.time_base or 1 / fps
-    usual = max(1, round(1 / (fps * time_base)))
+    usual = video.usual_duration
     unordered = packets.times(usual)
     order = np.argsort(unordered, kind="stable")
     times = unordered[order]
@@ -145,9 +142,10 @@ def index_of(video: OpenVideo, beat: Callable[[], object] = lambda: None) -> Ind
     starts = [
         Start(pts, None if at == UNKNOWN else at)
         for pts, at in zip(times[keys].tolist(), dts, strict=True)
+        if not video.is_joined
     ]
     return Index(
-        time_base=time_base,
+        time_base=video.time_base,
         origin=int(times[0]),
         end=int(times[-1]) + (packets.duration(int(order[-1])) or usual),
         n_frames=len(times),

@@ -1,9 +1,9 @@
 """A video cut into segments: what each decoder is to give, before any frame is decoded.
 
 Of a regular stream the packets say which frames are wanted, so each segment knows its frames, and a
-long video is cut at keyframes: all decoders work on it. Where that cannot be known (`decode_type` 1
-and 3 leave out what only the decoder recognises) the video is one segment, whose frames are chosen
-as they come.
+long video is cut at keyframes that can be sought: all decoders work on it. Where the frames cannot
+be known (`decode_type` 1 and 3 leave out what only the decoder recognises) the video is one
+segment, whose frames are chosen as they come.
 
 An *item* is what the predictor gets at once: a frame, or a clip of frames. Each has a row of its
 own on the way, so a segment says how many it has at most; the rows of those that do not come stay
@@ -140,8 +140,9 @@ def _cut(index: Index, frames: Times, clips: Clips, enough_items: int | None) ->
     """Cut at keyframes. A clip belongs to the segment that its first frame is in."""
     n_clips = clips.count(len(frames))
     firsts = frames[: n_clips * clips.stride : clips.stride]  # the first frame of each clip
-    inner = () if enough_items is None else _bounds(index, firsts, clips, enough_items)
-    bounds = [0, *inner, n_clips]
+    bounds = [0, n_clips]
+    if enough_items is not None and index.starts:
+        bounds[1:1] = _bounds(index, firsts, clips, enough_items)
     for begin, end in pairwise(bounds):
         if begin == end and n_clips:
             continue
@@ -176,7 +177,7 @@ def _bounds(index: Index, firsts: Times, clips: Clips, enough_items: int) -> Ite
 
 def _starts(index: Index, wanted: Times) -> tuple[Start, ...]:
     """Return where to begin for these frames: at the last keyframe before, or further back."""
-    if not len(wanted):
+    if not len(wanted) or not index.starts:
         return ()
     place = bisect_left(index.keys, int(wanted[0]) + 1) - 1
     if place <= 0:
