@@ -26,9 +26,12 @@ from httpserver import Answer, HttpServer, serving
 
 from evmp.download import Downloads
 from evmp.errors import DownloadError
+from evmp.fetch import fetch
 from evmp.job import Job
 from evmp.remote.connection import is_public
 from evmp.remote.http import MAX_REDIRECTS, HttpRemote
+from evmp.remote.oss import OssRemote
+from evmp.storage.oss import OssStorage
 
 BODY = os.urandom(300_000)
 LIMIT = 1 << 20
@@ -123,7 +126,8 @@ BROKEN = [
     (Answer(BODY, length=len(BODY) + 1, cut=True), "the body ended before its announced length"),
     (Answer(BODY[:1000], length=len(BODY), reset=True), "the connection broke off"),
     (Answer(raw=lambda: iter([])), "the connection broke off"),
-    (Answer(raw=lambda: iter([b"HTTP/1.1 200 OK\r\nServ"])), "the answer is empty"),
+    (Answer(raw=lambda: iter([b"HTTP/1.1 200 OK\r\nServ"])), "the connection broke off"),
+    (Answer(raw=lambda: iter([b"HTTP/1.1 200 OK\r\nServer: x\r\n"])), "the connection broke off"),
     (Answer(raw=lambda: iter([b"SSH-2.0-OpenSSH\r\n"])), "the connection broke off"),
     (Answer(**chunked(BODY[:1000], end=b"")), "the connection broke off"),
     (Answer(**chunked(BODY[:1000], end=b"5\r\nab")), "the connection broke off"),
@@ -242,6 +246,30 @@ def test_a_silent_server_ends_by_the_read_timeout(
 
 def trickle(piece: bytes) -> Iterator[bytes]:
     return itertools.chain([b"HTTP/1.1 200 OK\r\n"], itertools.repeat(piece))
+
+
+def test_a_trickled_head_ends_whatever_asks_for_it(
+    server: HttpServer, remote: Callable[..., HttpRemote], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = remote(download_timeout_seconds=0.2)
+    head = Answer(raw=lambda: trickle(b"a"), pause=0.05)
+    late = r"not done within 0\.2 seconds; raise"
+    with pytest.raises(DownloadError, match=f"{late} download_timeout_seconds"):
+        client.fetch_piece(server.put("/x", head), 0, 9)
+    with pytest.raises(DownloadError, match=f"{late} fetch_timeout_seconds"):
+        fetch("input_oss_file", server.put("/x", head), job_of(fetch_timeout_seconds=0.2))
+
+    monkeypatch.setenv("OSS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", "secret")
+    job = job_of(ossHost=server.url, storage_timeout_seconds=0.2, download_timeout_seconds=0.2)
+    storage, objects = OssStorage("oss://bkt", job, Path()), OssRemote(job)
+    server.put("/bkt/x", head)
+    with pytest.raises(OSError, match=f"{late} storage_timeout_seconds"):
+        storage.stat("x")
+    with pytest.raises(DownloadError, match=f"{late} download_timeout_seconds"):
+        objects.fetch_piece("oss://bkt/x", 0, 9)
+    storage.close()
+    objects.close()
 
 
 def test_a_server_that_trickles_ends_by_the_deadline(

@@ -5,18 +5,19 @@ resolves to at that moment, and wherever a redirect has led, no private machine 
 
 A read timeout bounds the silence between two packets, so a server that sends a byte now and then
 could hold a thread for ever. So the socket that each thread uses is known here, and whoever calls
-`cut_overdue` breaks those off whose deadline is over.
+`cut_overdue` breaks those off whose deadline is over; `keeping` does, for who has nobody else.
 """
 
 from __future__ import annotations
 
+import http.client
 import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, Final
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Final, cast
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -25,8 +26,12 @@ from urllib3.util.ssl_ import create_urllib3_context
 from evmp.errors import DownloadError
 from evmp.remote.retry import Again, Deadline
 
+CUT_SECONDS: Final = 0.1  # between two looks at what is overdue
 MAX_HOSTS: Final = 256  # whose idle connections are kept
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+
+Until = Callable[[Deadline], AbstractContextManager[None]]
+"""Lets what a thread does within end with a deadline."""
 
 
 class Guard:
@@ -60,6 +65,29 @@ class Guard:
                 del self._deadlines[thread]
             else:
                 self._deadlines[thread] = outer
+
+    @contextmanager
+    def keeping(self, deadline: Deadline) -> Iterator[None]:
+        """Do as `until`, and cut off what is overdue meanwhile; no thread stays behind."""
+        is_over = threading.Event()
+
+        def cut() -> None:
+            while not is_over.wait(max(deadline.left, CUT_SECONDS)):
+                self.cut_overdue()
+
+        thread = threading.Thread(target=cut, daemon=True)
+        thread.start()
+        try:
+            with self.until(deadline):
+                yield
+        finally:
+            is_over.set()
+            thread.join()
+
+    @property
+    def deadline(self) -> Deadline:
+        """That of this thread, within `until`."""
+        return self._deadlines[threading.get_ident()]
 
     def watch(self, sock: socket.socket) -> None:
         """Note that this thread uses a connection."""
@@ -100,7 +128,7 @@ class Guard:
         raise Again(f"{host}: {failure}")
 
     def _connect(self, sock: socket.socket, address: Any) -> socket.socket:
-        deadline = self._deadlines[threading.get_ident()]
+        deadline = self.deadline
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.settimeout(deadline.cap(self._connect_seconds))
@@ -161,10 +189,43 @@ class Pools(urllib3.PoolManager):
         return pool
 
 
+class _Response(http.client.HTTPResponse):
+    """An answer whose head is whole: http.client takes what came before an end for all of it."""
+
+    def begin(self) -> None:
+        """Read the head."""
+        whole, self.fp = self.fp, cast(Any, _Lines(self.fp))
+        try:
+            super().begin()
+        finally:
+            if self.fp is not None:
+                self.fp = whole
+
+
+class _Lines:
+    """A file whose lines end, or it has broken off."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readline(self, limit: int) -> bytes:
+        """Return the next line, no more than `limit` bytes of it."""
+        line: bytes = self._file.readline(limit)
+        if not line.endswith(b"\n") and len(line) < limit:
+            raise http.client.RemoteDisconnected("the head ends in its midst")
+        return line
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 def _guarded(kind: Any, guard: Guard) -> Any:
     """Return a class of connections like `kind` that asks the guard."""
 
     class Connection(kind):  # type: ignore[misc]
+        response_class = _Response
+
         def _new_conn(self) -> socket.socket:
             return guard.connect(self._dns_host, self.port)
 

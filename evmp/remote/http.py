@@ -17,7 +17,7 @@ from evmp import __version__
 from evmp.errors import DownloadError
 from evmp.remote import Piece
 from evmp.remote.body import read_body, size_of, version_of
-from evmp.remote.connection import Guard, Pools
+from evmp.remote.connection import Guard, Pools, Until
 from evmp.remote.failure import dismiss, failure_of, told
 from evmp.remote.retry import Deadline, persist
 
@@ -59,7 +59,7 @@ class HttpRemote:
             check_status(response, HTTPStatus.OK)
             return read_body(response, self._job.max_row_bytes, deadline)
 
-        return self._persist(location, {}, whole)
+        return self._persist(location, {}, whole, self._guard.until)
 
     def fetch_piece(self, location: str, start: int, stop: int) -> Piece:
         """Get a range, or the file of a server that knows none; see Remote."""
@@ -75,7 +75,8 @@ class HttpRemote:
             size = size_of(response.headers, start)
             return Piece(start, read_body(response, stop - start, deadline), size, version)
 
-        return self._persist(location, {"Range": f"bytes={start}-{stop - 1}"}, part)
+        span = {"Range": f"bytes={start}-{stop - 1}"}
+        return self._persist(location, span, part, self._guard.keeping)
 
     def cut_overdue(self) -> None:
         """Shut sockets down; see Remote."""
@@ -97,16 +98,22 @@ class HttpRemote:
         Raises:
             DownloadError: see `fetch`.
         """
-        with self._guard.until(deadline):
-            return persist(
-                lambda: self._follow(url, headers(), take, deadline),
-                deadline,
-                self._job.download_retries,
-            )
+        with self._guard.keeping(deadline):
+            return self._attempts(url, headers, take, deadline)
 
-    def _persist(self, url: str, headers: Mapping[str, str], take: Take[T]) -> T:
+    def _persist(self, url: str, headers: Mapping[str, str], take: Take[T], until: Until) -> T:
         deadline = Deadline("download_timeout_seconds", self._job.download_timeout_seconds)
-        return self.ask(url, lambda: headers, take, deadline)
+        with until(deadline):
+            return self._attempts(url, lambda: headers, take, deadline)
+
+    def _attempts(
+        self, url: str, headers: Callable[[], Mapping[str, str]], take: Take[T], deadline: Deadline
+    ) -> T:
+        return persist(
+            lambda: self._follow(url, headers(), take, deadline),
+            deadline,
+            self._job.download_retries,
+        )
 
     def _follow(self, url: str, headers: Mapping[str, str], take: Take[T], deadline: Deadline) -> T:
         """Get a file, where it is now."""

@@ -14,6 +14,7 @@ from oss2.utils import Crc64
 
 from evmp.remote import Piece
 from evmp.remote.body import read_body, size_of, version_of
+from evmp.remote.connection import Until
 from evmp.remote.failure import dismiss, told
 from evmp.remote.ossclient import OssClient
 from evmp.remote.retry import Again, Deadline, persist
@@ -34,17 +35,17 @@ class OssRemote:
 
     def fetch(self, location: str) -> bytes:
         """Get the object; see Remote."""
-        return self._persist(location, self._whole)
+        return self._persist(location, self._whole, self._client.until)
 
     def fetch_piece(self, location: str, start: int, stop: int) -> Piece:
         """Get a range; see Remote."""
-        return self._persist(location, partial(self._part, start, stop))
+        return self._persist(location, partial(self._part, start, stop), self._client.keeping)
 
-    def _persist(self, location: str, get: Callable[[Any, str, Deadline], T]) -> T:
+    def _persist(self, location: str, get: Callable[[Any, str, Deadline], T], until: Until) -> T:
         place = self._client.places.find(location)
         bucket = self._client.bucket(place)
         deadline = Deadline("download_timeout_seconds", self._job.download_timeout_seconds)
-        with self._client.until(deadline):
+        with until(deadline):
             return persist(
                 lambda: get(bucket, place.key, deadline),
                 deadline,

@@ -125,6 +125,15 @@ class OssClient:
         """Let the connections that this thread uses within end with the deadline."""
         return self._guard.until(deadline)
 
+    def keeping(self, deadline: Deadline) -> AbstractContextManager[None]:
+        """Do as `until`, for who does not call `cut_overdue`."""
+        return self._guard.keeping(deadline)
+
+    @property
+    def deadline(self) -> Deadline:
+        """That of this thread, within `until`."""
+        return self._guard.deadline
+
     @contextmanager
     def asking(self, deadline: Deadline) -> Iterator[None]:
         """Turn what oss2 raises into DownloadError or Again."""

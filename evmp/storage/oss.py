@@ -351,7 +351,7 @@ class OssStorage:
                 with client.asking(deadline), self._finding(name):
                     return attempt(bucket)
 
-            with client.until(deadline):
+            with client.keeping(deadline):
                 return persist(once, deadline, MAX_RETRIES)
         except DownloadError as error:
             raise OSError(errno.EIO, str(error), self.uri(name)) from None
@@ -374,7 +374,7 @@ class OssStorage:
 
     def _get(self, bucket: Any, name: str, headers: dict[str, str]) -> bytes:
         """Get an object, whose CRC64 is compared, or a range of it."""
-        deadline = Deadline("storage_timeout_seconds", self._job.storage_timeout_seconds)
+        deadline = self._own_client().deadline
         answer, crc = bucket.get_object(self.key(name), headers=headers), Crc64(0)
         response = answer.resp.response.raw
         with told(deadline, self._job.read_timeout_seconds):
