@@ -415,6 +415,23 @@ def test_damage_in_the_middle_costs_the_frames_there() -> None:
     assert lost[-1] < 180
 
 
+def test_damaged_packet_of_a_stream_without_times_leaves_the_later_ones_their_numbers() -> None:
+    whole = make_clip(30, codec="mjpeg", format="avi", pix_fmt="yuvj420p")
+    data, frames = bytearray(whole), Truth(whole).frames
+    with opened(whole) as video:
+        packets = [bytes(packet) for packet in video.packets() if packet.size]
+    for lost in (4, 5, 20):
+        at = data.index(packets[lost])
+        data[at : at + len(packets[lost])] = bytes(len(packets[lost]))
+
+    found = read(bytes(data), sample_fps=0)
+
+    assert [frame_id for frame_id, _, _ in found] == sorted({*range(30)} - {4, 5, 20})
+    for frame_id, seconds, pixels in found:
+        assert seconds == pytest.approx(frame_id / 25)
+        assert (pixels == frames[frame_id].to_ndarray(format="rgb24")).all()
+
+
 def test_one_frame_is_a_video() -> None:
     index, (segment,) = planned(make_clip(1))
 

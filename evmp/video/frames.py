@@ -48,6 +48,7 @@ class Frames:
         self.damage = ""
         """Where decoding has failed first."""
         self._index: Index
+        self._n_lost = 0  # packets that had to be passed by
 
     def read(self, segment: Segment) -> Iterator[Wanted]:
         """Yield the frames that are wanted, in the order in which they are shown."""
@@ -123,7 +124,9 @@ class Frames:
         # Frames that only their order tells apart are all decoded.
         skipped = SKIPPED[self._decode_type] if is_regular else SKIPPED[4]
         for i, frame in enumerate(self._decoded(self._video.packets(), skipped)):
-            place = int(np.searchsorted(index.times, frame.pts or 0)) if is_regular else i
+            place = i + self._n_lost
+            if is_regular:
+                place = int(np.searchsorted(index.times, frame.pts or 0))
             if place < index.n_frames and self._is_of_type(frame):
                 yield self._found(place, int(index.times[place]), frame)
 
@@ -152,7 +155,7 @@ class Frames:
         """
         context: Any = self._video.restart(skipped)
         is_alone = skipped in (SKIPPED[1], SKIPPED[2])
-        n_damaged, last = 0, self._index.origin
+        n_damaged, last, self._n_lost = 0, self._index.origin, 0
         packet: Packet[Any] | None = None
         while n_damaged <= MAX_DAMAGED:
             try:
@@ -168,6 +171,7 @@ class Frames:
             except DecodeError as error:
                 if not is_alone or packet is None or packet.is_keyframe:
                     n_damaged += 1
+                    self._n_lost += 1
                     self._note_damage(last, str(error))
                 continue
             for frame in frames:
