@@ -297,6 +297,22 @@ def test_times_of_many_digits_lose_none() -> None:
     assert Grid(0.02, index).kept(times).tolist() == [0, 1, 3, 4]
 
 
+@pytest.mark.parametrize("origin", [-(1 << 63), -(1 << 62), (1 << 62) + 5, (1 << 63) - 5000])
+def test_times_of_any_size_count_from_the_first(origin: int) -> None:
+    times = np.arange(100, dtype=np.int64) * 40 + origin
+    index = Index(Fraction(1, 1000), origin, origin + 4000, 100, times, (), (), True, "")
+
+    assert Grid(5.0, index).kept(times).tolist() == list(range(0, 100, 5))
+    assert index.duration_seconds == 4.0
+
+
+def test_times_that_span_all_there_are_lose_none() -> None:
+    times = np.array([-(1 << 63), 0, (1 << 63) - 1])
+    index = Index(Fraction(1, 1 << 30), int(times[0]), 1 << 63, 3, times, (), (), True, "")
+
+    assert Grid(1e-9, index).kept(times).tolist() == [0, 1, 2]
+
+
 # --- pictures -------------------------------------------------------------------------------------
 
 

@@ -136,7 +136,7 @@ def index_of(video: OpenVideo, beat: Callable[[], object] = lambda: None) -> Ind
     order = np.argsort(unordered, kind="stable")
     times = unordered[order]
     is_timed = video.format not in UNTIMED_FORMATS and bool((packets.pts != UNKNOWN).all())
-    is_regular = is_timed and bool((np.diff(times) > 0).all())
+    is_regular = is_timed and bool((times[1:] > times[:-1]).all())
     keys = np.flatnonzero(packets.is_key[order]) if is_regular else np.array([], np.int64)
     dts = packets.dts[order[keys]].tolist()
     starts = [

@@ -42,9 +42,10 @@ class Grid:
         """Return which of all frames, by their times, are kept, ascending."""
         if self.takes_all or not len(times):
             return np.arange(len(times))
-        middles = times[:-1] + times[1:] - 2 * self._origin
-        if len(middles) and int(middles[-1]) * self._times >= 1 << 62:
-            middles = middles.astype(object)
+        if (int(times[-1]) - self._origin) * 2 * self._times >= 1 << 62:
+            times = times.astype(object)
+        since = times - self._origin
+        middles = since[:-1] + since[1:]
         last_k = np.minimum(middles * self._times // self._per, self.last).astype(np.int64)
         edges = np.concatenate([[-1], last_k, [self.last]])
         return np.flatnonzero(np.diff(edges) > 0)
