@@ -239,7 +239,8 @@ class Run:
                         return report
             except EvmpError as error:
                 if not isinstance(error, Interrupted) and self._have_others_published():
-                    if not self._target.ledger.begun():
+                    ledger = self._target.ledger
+                    if ledger.is_own() or not ledger.begun():
                         self._clean_up()
                     return self._counted(meter, before)
                 report = self._report(meter, before)
