@@ -28,6 +28,7 @@ TITLES = {
     "start": "Start",
     "cloud": "Rows from elsewhere",
     "video": "Videos",
+    "cluster": "Many workers",
     "ledger": "Exactly once: what commits cost",
 }
 WORKS = {
@@ -58,6 +59,7 @@ def document_of(result: dict[str, Any]) -> str:
         "ledger": tables,
         "cloud": tables,
         "video": tables,
+        "cluster": tables,
     }.get(result["bench"], kernels)
     return f"{about}\n{body(result)}"
 
