@@ -116,6 +116,7 @@ class OssServer(ThreadingHTTPServer):
         self.uploads: dict[str, Upload] = {}
         self.denied: set[str] = set()  # keys, whatever is asked of them
         self.moved: dict[str, str] = {}  # keys, and where a rule of the bucket redirects to
+        self.has_crcs = True  # of objects, which very old ones have not
         self.versioned: set[str] = set()  # buckets that keep versions, and so forbid no overwriting
         self.elsewhere: dict[str, str] = {}  # buckets of other regions, and the hosts they have
         self.is_closed = threading.Event()
@@ -332,7 +333,7 @@ class Handler(BaseHTTPRequestHandler):
     def _told(self, about: About) -> dict[str, str]:
         return {
             "ETag": f'"{about.etag}"',
-            "x-oss-hash-crc64ecma": about.crc64,
+            **({"x-oss-hash-crc64ecma": about.crc64} if self.server.has_crcs else {}),
             "x-oss-object-type": about.kind,
             "Last-Modified": formatdate(about.modified, usegmt=True),
             **about.headers,

@@ -477,7 +477,6 @@ def test_publish_that_oss_fails_in_its_midst_leaves_no_parts_behind_for_good(
     server: OssServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("evmp.storage.upload.PART_BYTES", 100)
-    monkeypatch.setattr("evmp.target.oss.PART_BYTES", 100)
     monkeypatch.setattr("ossserver.MIN_PART_BYTES", 100)
     place = Place(server, {"staging": str(tmp_path / "staging"), "storage_timeout_seconds": 1})
     place.fill("new")

@@ -359,6 +359,43 @@ def test_large_object_goes_in_parts_and_comes_in_ranges_whatever_fails(
     assert all(not upload.parts for upload in server.uploads.values())
 
 
+def test_object_that_comes_damaged_from_elsewhere_is_asked_for_again(
+    server: OssServer, oss: OssStorage, oss_of: Callable[..., OssStorage], monkeypatch: Any
+) -> None:
+    for module in ("oss", "upload"):
+        monkeypatch.setattr(f"evmp.storage.{module}.PART_BYTES", 1 << 17)
+    data = os.urandom(300_000)
+    oss.write("it/large", data)
+    endpoint = server.endpoint.replace("127.0.0.1", "localhost")
+    far = OssStorage("oss://other/x", job_of(ossHost=endpoint), Path())
+    server.fail(oss.key("it/large"), 0, 0, 0, "flip")
+
+    far.copy(oss, ["it/large"], "copy")
+
+    assert far.read("copy") == data
+    assert server.calls["copy_part"] == 0
+    far.close()
+
+
+def test_objects_that_have_no_crc_come_all_the_same(
+    server: OssServer, oss: OssStorage, tmp_path: Path
+) -> None:
+    server.has_crcs = False
+    (tmp_path / "large").write_bytes(os.urandom(9 << 20))
+
+    oss.adopt(tmp_path / "large", "it/large")
+
+    assert b"".join(oss.stream("it/large")) == (tmp_path / "large").read_bytes()
+
+
+def test_object_that_is_stored_packed_is_refused(server: OssServer, oss: OssStorage) -> None:
+    oss.write("it/one", b"x")
+    server.about["bkt", oss.key("it/one")].headers["content-encoding"] = "gzip"
+
+    with pytest.raises(OSError, match="stored with Content-Encoding: gzip, expected none"):
+        b"".join(oss.stream("it/one"))
+
+
 def test_objects_are_joined_where_they_are(
     server: OssServer, oss: OssStorage, oss_of: Callable[..., OssStorage]
 ) -> None:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from oss2.exceptions import OssError
@@ -75,6 +76,12 @@ class Upload:
             self._send(bytes(self._buffer[:n_bytes]))
             del self._buffer[:n_bytes]
 
+    def add_file(self, path: Path) -> None:
+        """Add the bytes of a file; see add."""
+        with open(path, "rb") as file:
+            while chunk := file.read(PART_BYTES):
+                self.add(chunk)
+
     def add_object(self, source: OssStorage, name: str, size: int | None = None) -> None:
         """Add an object; where it can be a part by itself, OSS copies it.
 
@@ -94,8 +101,8 @@ class Upload:
             self._submit(lambda number: self._copy_part(number, source, name, size))
         else:
             _head_of(source, name, size)
-            for chunk in source.stream(name):
-                self.add(chunk)
+            with source.file(name) as file:  # which is whole, before anything of it is sent
+                self.add_file(file)
 
     def complete(self, once: Once = never) -> None:
         """Let the object appear.
@@ -116,7 +123,8 @@ class Upload:
         self._storage.ask(lambda bucket: self._complete(bucket, parts, once), self._name)
         self._id = ""
         head = self._storage.head(self._name)
-        is_whole = head.size == self._size and (self._crc is None or self._crc.crc == head.crc64)
+        crc64 = self._crc.crc if self._crc is not None else head.crc64
+        is_whole = head.size == self._size and head.crc64 in (None, crc64)
         if head.maker == self._maker and not is_whole:
             uri = self._storage.uri(self._name)
             raise OSError(errno.EIO, "the object has become another than was sent", uri)

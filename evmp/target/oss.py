@@ -29,7 +29,7 @@ from evmp.errors import ConfigError, SinkError
 from evmp.ledger import Commit, Ledger
 from evmp.remote.ossclient import Place, Places
 from evmp.storage.oss import OssStorage
-from evmp.storage.upload import PART_BYTES, Upload
+from evmp.storage.upload import Upload
 from evmp.target import open_ledger, read_note
 from evmp.target.part import remove_parts, write_part
 from evmp.value import scheme
@@ -221,10 +221,10 @@ class OssTarget:
                 upload.add_object(source, f"data/{commit.data}", commit.bytes)
         elif merge.is_joined:
             for stage in merge.stages():
-                _add_file(upload, stage)
+                upload.add_file(stage)
         else:
             with self._merged(merge) as merged:
-                _add_file(upload, merged)
+                upload.add_file(merged)
 
     @contextmanager
     def _merged(self, merge: Merge) -> Iterator[Path]:
@@ -295,9 +295,3 @@ class OssTarget:
 def _is_within(place: Place, other: Place) -> bool:
     is_below = place.key.startswith(f"{other.key.rstrip('/')}/")
     return place[:2] == other[:2] and (place.key == other.key or is_below)
-
-
-def _add_file(upload: Upload, path: Path) -> None:
-    with open(path, "rb") as file:
-        while chunk := file.read(PART_BYTES):
-            upload.add(chunk)
