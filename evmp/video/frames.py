@@ -48,7 +48,6 @@ class Frames:
         self.damage = ""
         """Where decoding has failed first."""
         self._index: Index
-        self._n_lost = 0  # packets that had to be passed by
 
     def read(self, segment: Segment) -> Iterator[Wanted]:
         """Yield the frames that are wanted, in the order in which they are shown."""
@@ -120,15 +119,28 @@ class Frames:
 
     def _numbered(self, index: Index) -> Iterator[Wanted]:
         """Yield the frames of the decode type, each with its number among all."""
-        is_regular = index.is_regular
-        # Frames that only their order tells apart are all decoded.
-        skipped = SKIPPED[self._decode_type] if is_regular else SKIPPED[4]
-        for i, frame in enumerate(self._decoded(self._video.packets(), skipped)):
-            place = i + self._n_lost
-            if is_regular:
-                place = int(np.searchsorted(index.times, frame.pts or 0))
+        for place, frame in self._placed_by_time() if index.is_regular else self._placed_by_order():
             if place < index.n_frames and self._is_of_type(frame):
                 yield self._found(place, int(index.times[place]), frame)
+
+    def _placed_by_time(self) -> Iterator[tuple[int, VideoFrame]]:
+        for frame in self._decoded(self._video.packets(), SKIPPED[self._decode_type]):
+            yield int(np.searchsorted(self._index.times, frame.pts or 0)), frame
+
+    def _placed_by_order(self) -> Iterator[tuple[int, VideoFrame]]:
+        """Number frames that only their order tells apart; so all are decoded.
+
+        After some were lost, the next one that is shown behind all that was decoded before it says
+        how many. A packet may hold half of an interlaced one, so those are merely counted.
+        """
+        place, ahead = -1, list[int]()
+        for frame in self._decoded(_counted(self._video.packets()), SKIPPED[4]):
+            place, number = place + 1, frame.pts or 0
+            if frame.pict_type != PictureType.B and not frame.interlaced_frame:
+                ahead = [it for it in ahead if it > number]
+                place = max(place, number + len(ahead))
+            ahead.append(number)
+            yield place, frame
 
     def _is_of_type(self, frame: VideoFrame) -> bool:
         """Say of a frame whether the decode type has it; some decoders leave nothing out."""
@@ -155,7 +167,7 @@ class Frames:
         """
         context: Any = self._video.restart(skipped)
         is_alone = skipped in (SKIPPED[1], SKIPPED[2])
-        n_damaged, last, self._n_lost = 0, self._index.origin, 0
+        n_damaged, last = 0, self._index.origin if self._index.is_regular else 0
         packet: Packet[Any] | None = None
         while n_damaged <= MAX_DAMAGED:
             try:
@@ -171,16 +183,27 @@ class Frames:
             except DecodeError as error:
                 if not is_alone or packet is None or packet.is_keyframe:
                     n_damaged += 1
-                    self._n_lost += 1
-                    self._note_damage(last, str(error))
+                    self._note_damage(self._time(last), str(error))
                 continue
             for frame in frames:
                 n_damaged, last = 0, frame.pts or last
                 yield frame
 
+    def _time(self, pts: int) -> int:
+        """Return when a frame is shown; of one without a time `pts` is the packet's number."""
+        index = self._index
+        return pts if index.is_regular else int(index.times[min(pts, index.n_frames - 1)])
+
     def _note_damage(self, time: int, reason: str) -> None:
         if not self.damage:
             self.damage = f"{reason} after {self._index.seconds(time):.3f} seconds"
+
+
+def _counted(packets: Iterator[Packet[Any]]) -> Iterator[Packet[Any]]:
+    """Give packets their number in the place of their time; their frames have it, too."""
+    for i, packet in enumerate(packets):
+        packet.pts = i
+        yield packet
 
 
 def _in_turn(context: Any, packet: Packet[Any]) -> Sequence[VideoFrame]:
