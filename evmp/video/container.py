@@ -158,6 +158,7 @@ class OpenVideo:
             context.flush_buffers()
         else:
             context.thread_type, context.thread_count = "NONE", 1
+            context.options = {"max_pixels": str(self._max_pixels)}
         context.skip_frame = skipped
         # Of a frame that refers to no other it says nothing that others are missing.
         if skipped == SKIPPED[1]:
