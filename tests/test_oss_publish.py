@@ -504,6 +504,7 @@ def test_staging_place_may_lie_elsewhere(
     server: OssServer, tmp_path: Path, staging: str, way: str
 ) -> None:
     uri = str(tmp_path / "staging") if staging == "local" else staging
+    server.versioned = {"out"}
     place = Place(server, {"staging": uri})
     place.fill("new")
     assert server.objects["out"] == {}
@@ -610,6 +611,26 @@ def test_what_cannot_be_written_is_told_at_start(server: OssServer, place: Place
     with pytest.raises(SinkError, match="404 NoSuchBucket"):
         none.target.check_writable()
     none.close()
+
+
+@pytest.mark.parametrize("output", [f"oss://out/{RESULT}", "oss://work/r.jsonl", "r.jsonl"])
+def test_staging_place_whose_objects_are_made_twice_is_refused(
+    server: OssServer, tmp_path: Path, output: str
+) -> None:
+    server.versioned = {"out"}
+    keys = {"ossHost": server.endpoint, "staging": "oss://out/staging"}
+    keys["output_oss_file"] = output if ":" in output else str(tmp_path / output)
+    target = open_target(Job(**{**SETTINGS, **keys}), KEYS)
+
+    with pytest.raises(
+        SinkError, match=r"a bucket that keeps versions .*staging may name a folder"
+    ):
+        target.prepare()
+
+    assert server.objects == {"out": {}, "work": {}}
+    target.ledger.storage.close()
+    if isinstance(target, OssTarget):
+        target.close()
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ machine; `oss`, a file on OSS; `maxcompute`, a table there.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
+import uuid
 from array import array
 from collections.abc import Sequence
 from hashlib import sha256
@@ -200,3 +202,22 @@ def read_note(storage: Storage, name: str) -> dict[str, Any] | None:
     except (FileNotFoundError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def probe(storage: Storage) -> None:
+    """Make an object, and find out that it is made once, as the blocks of a job have to be.
+
+    Raises:
+        OSError: when it is not, or cannot be made.
+    """
+    name = f"probe-{uuid.uuid4().hex}"
+    try:
+        if storage.create(name, b"one") and storage.create(name, b"another"):
+            raise OSError(
+                errno.ENOTSUP,
+                "a bucket that keeps versions lets objects be overwritten; staging may name a "
+                "folder of another bucket",
+                storage.uri(),
+            )
+    finally:
+        storage.delete(name)

@@ -27,7 +27,7 @@ from evmp import _native
 from evmp.errors import ConfigError, SinkError
 from evmp.ledger import Commit, Ledger
 from evmp.storage.local import LocalStorage
-from evmp.target import open_ledger
+from evmp.target import open_ledger, probe
 from evmp.target.part import remove_parts, write_part
 from evmp.value import scheme
 
@@ -149,19 +149,21 @@ class LocalTarget:
         self.check_writable()
         places = (*self.path.parents, self.ledger.root, self.staging)
         self._made = [p for p in places if not p.exists()]
-        probe = self.staging / f"probe-{uuid.uuid4().hex}"
+        own = self.staging / f"probe-{uuid.uuid4().hex}"
         try:
             (self.staging / "tmp").mkdir(parents=True, exist_ok=True)
             self.ledger.prepare()
+            if self._is_apart:
+                probe(self.ledger.storage)
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            probe.write_bytes(b"x")
+            own.write_bytes(b"x")
         except OSError as error:
             raise SinkError(
                 f"output {self.path} cannot be written: {error.strerror}: {error.filename}"
             ) from error
         finally:
             with suppress(OSError):
-                probe.unlink()
+                own.unlink()
 
     def start_over(self) -> None:
         """Clear the staging place; see Target."""

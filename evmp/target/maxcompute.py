@@ -28,7 +28,7 @@ from evmp.child import call_in_child
 from evmp.errors import ConfigError, SinkError
 from evmp.ledger import Commit
 from evmp.storage import Storage, open_storage
-from evmp.target import open_ledger, read_note
+from evmp.target import open_ledger, probe, read_note
 from evmp.value import TableName, scheme, table_of
 
 if TYPE_CHECKING:
@@ -110,6 +110,7 @@ class MaxComputeTarget:
         """Make the staging place, and the table, but not the partition; see Target."""
         try:
             self.ledger.tmp.mkdir(parents=True, exist_ok=True)
+            probe(self.ledger.storage)
         except OSError as error:
             raise SinkError(f"staging place {self.ledger.uri} cannot be made: {error}") from error
         self._ask(lambda table: table.prepare())

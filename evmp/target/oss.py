@@ -30,7 +30,7 @@ from evmp.ledger import Commit, Ledger
 from evmp.remote.ossclient import Place, Places
 from evmp.storage.oss import OssStorage
 from evmp.storage.upload import Upload
-from evmp.target import open_ledger, read_note
+from evmp.target import open_ledger, probe, read_note
 from evmp.target.part import remove_parts, write_part
 from evmp.value import scheme
 
@@ -121,9 +121,7 @@ class OssTarget:
         with self._asking("written"):
             upload = self._folder.begin(self._name, "probe")
             self._folder.abort(self._name, upload)
-            probe = f"probe-{uuid.uuid4().hex}"
-            self.ledger.storage.write(probe, b"x")
-            self.ledger.storage.delete(probe)
+            probe(self.ledger.storage)
 
     def restore(self) -> None:
         """Abort what publishes have left over that have died; see Target."""
