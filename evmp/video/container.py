@@ -224,8 +224,8 @@ def _open(file: BinaryIO, max_pixels: int) -> InputContainer:
         container_options={
             "format_whitelist": ",".join(FORMATS),
             "protocol_whitelist": "none",
-            "max_pixels": str(max_pixels),
         },
+        options={"max_pixels": str(max_pixels)},
         buffer_size=READ_BYTES,
         io_open=_refuse,
         metadata_errors="replace",
