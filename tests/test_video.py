@@ -46,6 +46,7 @@ CLIPS: dict[str, dict[str, Any]] = {
     "vp9": {"codec": "libvpx-vp9", "format": "webm", "g": 40, "cpu-used": 8},
     "mpeg4": {"codec": "mpeg4", "g": 40, "bf": 2},
     "intra only": {"codec": "mjpeg", "format": "matroska", "pix_fmt": "yuvj420p"},
+    "mpeg2 in a program stream": {"codec": "mpeg2video", "format": "vob", "g": 40, "bf": 2},
     "variable rate": {
         "format": "matroska",
         "g": 40,
@@ -199,6 +200,25 @@ def test_long_video_is_cut_and_a_short_one_is_not() -> None:
 
     assert len(planned(data, enough=10)[1]) == 2
     assert len(planned(data)[1]) == 1
+
+
+@pytest.mark.parametrize("decode_type", [2, 4])
+def test_program_stream_is_decoded_once(decode_type: int) -> None:
+    data = make_clip(300, "mpeg2video", "vob", g=30)
+    n_packets = 0
+
+    def count() -> None:
+        nonlocal n_packets
+        n_packets += 1
+
+    index, segments = planned(data, enough=16, sample_fps=0, decode_type=decode_type)
+    for segment in segments:
+        with opened(data) as video:
+            found = list(Frames(video, decode_type, 0.0, count).read(segment))
+            assert all(it.frame is not None for it in found)
+
+    assert index.is_regular
+    assert n_packets <= 301
 
 
 def test_what_is_decoded_twice_is_little() -> None:

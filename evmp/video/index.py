@@ -28,6 +28,7 @@ MAX_FRAMES: Final = 1 << 23
 # Their packets have no presentation times, or times that FFmpeg makes up without knowing better.
 UNTIMED_FORMATS: Final = ("avi", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "obu")
 VP8_IS_SHOWN: Final = 0x10  # of a packet's first byte
+UNSOUGHT_FORMATS: Final = ("mpeg",)  # FFmpeg guesses where in it a time is
 UNKNOWN: Final = -(1 << 63)
 BEAT_PACKETS: Final = 1024
 
@@ -138,11 +139,12 @@ def index_of(video: OpenVideo, beat: Callable[[], object] = lambda: None) -> Ind
     is_timed = video.format not in UNTIMED_FORMATS and bool((packets.pts != UNKNOWN).all())
     is_regular = is_timed and bool((times[1:] > times[:-1]).all())
     keys = np.flatnonzero(packets.is_key[order]) if is_regular else np.array([], np.int64)
+    is_sought = not video.is_joined and video.format not in UNSOUGHT_FORMATS
     dts = packets.dts[order[keys]].tolist()
     starts = [
         Start(pts, None if at == UNKNOWN else at)
         for pts, at in zip(times[keys].tolist(), dts, strict=True)
-        if not video.is_joined
+        if is_sought
     ]
     return Index(
         time_base=video.time_base,
