@@ -5,9 +5,7 @@ of a block of rows is its record, which is created once or not at all:
 
     grid.json                how the rows are cut into blocks, since the job began
     job.json                 the fingerprint of the job this staging place belongs to
-    lock                     flock of the run that works here; says who. Workers that have a command
-                             each share it, and hold one of their own: lock.<team>.<name>
-    lock.turn                flock of the one that begins or ends just now
+    lock, lock.*             who works here, see evmp.lock
     tmp/<run>.<start>        a block being written; swept when the run is over
     tmp/<run>.reel           the results of a video's frames, until it is whole; likewise
     data/<start>.<id>        a finished block
@@ -22,25 +20,23 @@ run that is stopped can commit a block that it has only begun: the rest is a blo
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-import socket
-import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from evmp.errors import ConfigError, SinkError
 from evmp.grid import Block, Grid
+from evmp.lock import LOCK, Locks, Member
 from evmp.storage import Storage
 from evmp.storage.local import LocalStorage
 from evmp.turn import turn
@@ -49,12 +45,8 @@ CHUNK_BYTES: Final = 1 << 20
 MAX_DIFFERENCES: Final = 12  # of two jobs, shown
 MAX_ASKED: Final = 8  # workers of other machines, whether they live
 SHOWN_SECONDS: Final = 30.0  # ago, and a worker of another machine works here
-MAX_HOLDERS: Final = 3  # of a staging place, named
-DYING_SECONDS: Final = 2.0  # the processes of a killed run hold its lock until they are dead, too
 HINTS: Final = ("leases", "chunks", "workers")  # folders that nothing depends on
 FORMAT: Final = 1  # of the staging place; another version's is refused
-_LOCK: Final = re.compile(r"lock(\..*)?")
-_MEMBER: Final = re.compile(r"lock\.[^.]+\.[^.]+")
 _DATA: Final = re.compile(r"\d{12}\.[0-9a-f]{32}")  # the name of a stage file
 
 
@@ -87,21 +79,6 @@ class Commit:
         return self.stop - self.start
 
 
-class Member(NamedTuple):
-    """A command of several that share a staging place."""
-
-    team: str
-    """How many there are; those of another team are kept out."""
-    name: str
-    is_transient: bool = False
-    """Whether nobody else will have that name."""
-
-    @property
-    def lock(self) -> str:
-        """The name of its lock."""
-        return f"lock.{self.team}.{self.name}"
-
-
 class Ledger:
     """The staging place of one output. Any process may hold one; it keeps no file open.
 
@@ -119,6 +96,7 @@ class Ledger:
         self.root, self.tmp, self.is_apart = root, root / "tmp", storage is not None
         self.storage: Storage = storage or LocalStorage(root, self.tmp)
         self._job = ""
+        self._locks = Locks(root, self.storage.uri())
 
     @property
     def uri(self) -> str:
@@ -230,37 +208,9 @@ class Ledger:
             )
         return list(differences(begun, json.loads(text)))
 
-    @contextmanager
-    def lock(self, member: Member | None = None) -> Iterator[None]:
-        """Hold the staging place for one run, or for one of several commands that share it.
-
-        Args:
-            member: which of them holds it; the others may, too.
-
-        Raises:
-            SinkError: when another run holds it, or the same member of one; says who. Also when
-                it cannot be locked.
-        """
-        with ExitStack() as held:
-            if member is None:
-                self._hold(held, "lock", self.holders)
-                yield
-                return
-            self._hold(held, "lock", self.holders, fcntl.LOCK_SH)
-            self._hold(held, member.lock, lambda: self._holders([member.lock]), member=member)
-            own_team = f"lock.{member.team}."
-            others = (name for name in self._member_locks() if not name.startswith(own_team))
-            if aliens := self._holders(others):
-                raise SinkError(
-                    f"another run works on this output, in other parts than of {member.team}: "
-                    f"{aliens}"
-                )
-            try:
-                yield
-            finally:
-                if member.is_transient:
-                    with suppress(OSError):
-                        os.unlink(self.root / member.lock)
+    def lock(self, member: Member | None = None) -> AbstractContextManager[None]:
+        """Hold the staging place for one run, or for one of several; see Locks.hold."""
+        return self._locks.hold(member)
 
     @contextmanager
     def turn(self, member: Member | None) -> Iterator[bool]:
@@ -272,37 +222,26 @@ class Ledger:
         Raises:
             SinkError: when the staging place cannot be used.
         """
+        if not self.is_apart:
+            with self._locks.turn() as is_there:
+                yield is_there
+            return
         with ExitStack() as held:
-            if not isinstance(self.storage, LocalStorage):
-                generation = self._wait_for_turn(held, member)
-                yield True
-                if generation and not self.begun():  # the job is over, and leaves nothing
-                    self.storage.delete(generation)
-                return
-            if not self.root.exists():
-                yield False
-                return
-            fd = held.enter_context(self._open_lock("lock.turn"))
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            yield self._is_there(fd, "lock.turn")
-
-    def _wait_for_turn(self, held: ExitStack, member: Member | None) -> str:
-        """Where locks of this machine keep nobody out."""
-        try:
-            if member:
-                return held.enter_context(turn(self.storage))
-        except OSError as error:
-            raise SinkError(f"staging place {self.uri} cannot be used: {error}") from error
-        return ""
+            try:
+                generation = held.enter_context(turn(self.storage)) if member else ""
+            except OSError as error:
+                raise SinkError(f"staging place {self.uri} cannot be used: {error}") from error
+            yield True
+            if generation and not self.begun():  # the job is over, and leaves nothing
+                self.storage.delete(generation)
 
     def holders(self) -> str:
-        """Say who holds the staging place; empty where nobody does."""
-        return self._holders(["lock"]) or self._holders(self._member_locks())
+        """Say who holds the staging place, of whom this machine knows; empty where nobody does."""
+        return self._locks.holders()
 
     def is_shared(self, member: Member | None) -> bool:
         """Return whether other members than this one hold the staging place. Only under lock()."""
-        others = self._holders(set(self._member_locks()) - {member.lock}) if member else ""
-        return bool(others) or self.is_worked_on()
+        return bool(member and self._locks.others(member)) or self.is_worked_on()
 
     def is_worked_on(self) -> bool:
         """Return whether workers of other machines have shown themselves just now."""
@@ -314,65 +253,6 @@ class Ledger:
                     if now - self.storage.stat(worker).modified < SHOWN_SECONDS:
                         return True
         return False
-
-    def _hold(
-        self,
-        held: ExitStack,
-        name: str,
-        holder: Callable[[], str],
-        how: int = fcntl.LOCK_EX,
-        member: Member | None = None,
-    ) -> None:
-        fd = held.enter_context(self._open_lock(name))
-        self._take(fd, name, holder, how)
-        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        label = f"worker {member.name} of {member.team}, " if member else ""
-        text = f"{label}{socket.gethostname()}, process {os.getpid()}, since {since}"
-        if how == fcntl.LOCK_EX:
-            with suppress(OSError):  # of a full disk: the lock is held all the same
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, text.encode(), 0)
-
-    @contextmanager
-    def _open_lock(self, name: str) -> Iterator[int]:
-        try:
-            fd = os.open(self.root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise SinkError(f"staging place {self.uri} cannot be used: {error}") from error
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
-    def _take(self, fd: int, name: str, holder: Callable[[], str], how: int) -> None:
-        deadline = time.monotonic() + DYING_SECONDS
-        try:
-            while not _has_locked(fd, how):
-                if time.monotonic() > deadline:
-                    raise SinkError(f"another run works on this output: {holder()}")
-                time.sleep(0.01)
-        except OSError as error:
-            raise SinkError(f"{self.root / name} cannot be locked: {error.strerror}") from error
-        if not self._is_there(fd, name):
-            raise SinkError("another run has just ended here; run the same command again")
-
-    def _is_there(self, fd: int, name: str) -> bool:
-        """Whoever has held a lock may have removed it, and then it keeps nobody out."""
-        with suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(fd), os.stat(self.root / name))
-        return False
-
-    def _member_locks(self) -> list[str]:
-        return [name for name in sorted(os.listdir(self.root)) if _MEMBER.fullmatch(name)]
-
-    def _holders(self, names: Iterable[str]) -> str:
-        """Return what those locks say that somebody holds alone."""
-        found = []
-        for name in names:
-            with suppress(FileNotFoundError), open(self.root / name, "rb") as file:
-                if not _has_locked(file.fileno(), fcntl.LOCK_SH):
-                    found.append(file.read(1000).decode("utf-8", "replace"))
-        return "; ".join([*found[:MAX_HOLDERS], *["..."] * (len(found) > MAX_HOLDERS)])
 
     def commits(self, n_rows: int | None = None) -> list[Commit]:
         """Return the records of all blocks that are done, in input order; no two share a row.
@@ -582,10 +462,10 @@ class Ledger:
         for folder in ("blocks", "data", "names", "turns", *HINTS):
             self.storage.clear(folder)
         for path in self.root.iterdir() if self.root.exists() else ():
-            if path.name != "job.json" and not _LOCK.fullmatch(path.name):
+            if path.name != "job.json" and not LOCK.fullmatch(path.name):
                 _delete(path)
         for name in self.storage.names(""):
-            if name != "job.json" and not _LOCK.fullmatch(name):
+            if name != "job.json" and not LOCK.fullmatch(name):
                 self.storage.delete(name)
         self.storage.delete("job.json")
 
@@ -601,14 +481,6 @@ class Ledger:
             for name in sorted(os.listdir(self.root), reverse=True):
                 (self.root / name).unlink(missing_ok=True)
             self.root.rmdir()  # unless another run has begun here just now
-
-
-def _has_locked(fd: int, how: int) -> bool:
-    try:
-        fcntl.flock(fd, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _job_text(fingerprint: dict[str, object]) -> bytes:

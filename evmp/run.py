@@ -28,7 +28,8 @@ from evmp.grid import Block, Grid
 from evmp.job import MENDING
 from evmp.layout import Layout, plan_layout
 from evmp.lease import Leases
-from evmp.ledger import SHOWN_SECONDS, Commit, Member, differences, listed
+from evmp.ledger import SHOWN_SECONDS, Commit, differences, listed
+from evmp.lock import Member
 from evmp.metrics import Board, Counter, Leave, Seat
 from evmp.model.package import ModelPackage, check_model_type, digests_of, load_package
 from evmp.pipeline import Worker

@@ -36,7 +36,7 @@ LAYERS = [
     "fit source model image ledger metrics custom resource sample result download",
     "fetch turn",
     "storage",
-    "agenda interface payload placement rank remote maxcompute",
+    "agenda interface lock payload placement rank remote maxcompute",
     "credentials",
     "job",
     "rule",

@@ -13,7 +13,8 @@ from evmp import status
 from evmp.errors import SinkError
 from evmp.grid import Block, Grid
 from evmp.job import Job
-from evmp.ledger import Ledger, Member
+from evmp.ledger import Ledger
+from evmp.lock import Member
 from evmp.status import Observer
 
 
