@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import select
@@ -84,7 +85,7 @@ def _answer(
             for signum in _SIGNALS:
                 signal.signal(signum, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
-            logs.to_stderr()
+            logs.to_stderr(logging.getLogger().level)
             _send(pipe, _outcome(function))
     except BaseException:
         traceback.print_exc()

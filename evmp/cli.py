@@ -145,6 +145,8 @@ def command(
             f"--fresh and --retry-failed are for the whole job, and this is {rank}; add "
             "--worker 0/1 to make it the only one"
         )
+    level = logging.WARNING if quiet else logging.INFO
+    logs.to_stderr(level)
     plan = make_plan(job, rank)
     if check:
         from evmp.check import check_job
@@ -155,7 +157,7 @@ def command(
     settings = [*(f"-D{it}" for it in overrides), *(["--worker", worker] if worker else [])]
     resume = shlex.join(["evmp", "--config", config, *settings])
     display = open_display(quiet=quiet)
-    logs.send_to(display.emit, logging.WARNING if quiet else logging.INFO)
+    logs.send_to(display.emit, level)
     run = Run(plan, display, fresh=fresh, retry=retry_failed)
     try:
         report = run.run()

@@ -21,9 +21,9 @@ def say(line: str) -> None:
             os.dup2(nowhere.fileno(), 2)
 
 
-def to_stderr() -> None:
-    """Log to stderr from now on."""
-    _set_handler(logging.StreamHandler(), logging.INFO)
+def to_stderr(level: int = logging.INFO) -> None:
+    """Log to stderr from now on, from `level` on."""
+    _set_handler(logging.StreamHandler(), level)
 
 
 def send_to(emit: Callable[[str], None], level: int = logging.INFO) -> None:

@@ -17,7 +17,9 @@ import pytest
 from httpserver import Answer, HttpServer, serving
 from jobfolder import JobFolder, kill, wait_for
 from ossserver import KEY_ID, KEY_SECRET, OssServer, serving_oss
+from test_remote_http import chunked
 from test_resource import write_zip
+from test_sink import file_size_limit
 
 from evmp.asset import localize
 from evmp.errors import ConfigError, DownloadError, EvmpError, ModelError
@@ -277,6 +279,50 @@ def test_copies_need_a_folder(web: HttpServer, monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc")
     assert failure_of(url).startswith("cannot be kept in /proc/evmp: ")
+
+
+def test_a_full_disk_is_told_as_what_it_is(oss: OssServer, web: HttpServer, cache: Path) -> None:
+    oss.objects["bkt"] = {"m": BODY}
+    url = web.put("/m", Answer(BODY, headers={"ETag": '"1"'}))
+
+    with file_size_limit(100_000):
+        for uri in (url, "oss://bkt/m"):
+            message = failure_of(uri, ossHost=oss.endpoint)
+            assert message.startswith(f"cannot be kept in {cache}: file too large; XDG_CACHE_HOME")
+    assert web.requests["/m"] == 3  # one looks, one fetches, and one looks again
+
+
+def test_files_that_cannot_be_side_by_side_here_are_told(oss: OssServer) -> None:
+    oss.objects["bkt"] = {"m/a": b"1", "m/a/b": b"2", f"n/{'图' * 100}": b"3"}
+
+    assert failure_of("oss://bkt/m/", ossHost=oss.endpoint) == (
+        "names 'a' as a file and as a folder of others"
+    )
+    assert "which is too long for a file here" in failure_of("oss://bkt/n/", ossHost=oss.endpoint)
+
+
+def test_what_takes_long_is_told_meanwhile(
+    oss: OssServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    oss.objects["bkt"] = {"m/a": bytes(9_000_000), "m/b": bytes(2_000_000)}
+    caplog.set_level("INFO")
+    fetch_model("oss://bkt/m/", ossHost=oss.endpoint)
+    assert caplog.messages == []  # it takes no time
+
+    oss.objects["bkt"]["m/b"] = bytes(2_000_001)
+    monkeypatch.setattr("evmp.fetch.TELL_SECONDS", 0)
+    fetch_model("oss://bkt/m/", ossHost=oss.endpoint)
+
+    assert caplog.messages[-1] == "fetching model_path: 0.01 of 0.01 GB have come"
+
+
+def test_a_lost_end_of_what_has_come_begins_anew(web: HttpServer) -> None:
+    whole, lost = chunked(BODY), chunked(BODY, end=b"")
+    for answer in (whole, lost):
+        answer["headers"]["ETag"] = '"1"'
+    url = web.put("/m", Answer(**whole), Answer(**lost), Answer(status=416), Answer(**whole))
+
+    assert fetch_model(url).file.read_bytes() == BODY
 
 
 def test_what_changes_meanwhile_is_refused(oss: OssServer, web: HttpServer, cache: Path) -> None:

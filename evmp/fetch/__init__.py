@@ -13,13 +13,16 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
 import json
+import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, Protocol
 
 from evmp.errors import DownloadError
 from evmp.remote.retry import Deadline
@@ -28,7 +31,11 @@ from evmp.value import HTTP, OSS, scheme
 if TYPE_CHECKING:
     from evmp.job import Job
 
+log = logging.getLogger(__name__)
+
 MAX_FILES: Final = 10_000
+MAX_NAME_BYTES: Final = 255  # of each part of a path, on the file systems that there are
+TELL_SECONDS: Final = 5.0  # between two lines about what has come
 CHUNK_BYTES: Final = 1 << 20
 
 
@@ -105,15 +112,19 @@ def fetch(
             with _locked(draft.with_suffix(".lock")):
                 place = home / _digest(key, uri, items)
                 if not place.exists():
-                    items = _bring(origin, items, draft, finish)
+                    items = _bring(origin, items, _Draft(draft, key, items), finish)
                     place = home / _digest(key, uri, items)
                     _put(draft, place)
                 return Copy(place, items)
     except OSError as error:
-        raise DownloadError(
-            f"cannot be kept in {home}: {(error.strerror or str(error)).lower()}; XDG_CACHE_HOME "
-            "may name another folder"
-        ) from None
+        raise _unkept(error) from None
+
+
+def _unkept(error: OSError) -> DownloadError:
+    return DownloadError(
+        f"cannot be kept in {_home()}: {(error.strerror or str(error)).lower()}; XDG_CACHE_HOME "
+        "may name another folder"
+    )
 
 
 def _open(uri: str, job: Job, deadline: Deadline, *, is_folder: bool) -> Origin:
@@ -151,6 +162,10 @@ def _check(items: Mapping[str, Item], limit: int) -> None:
         inner = PurePosixPath(name)
         if inner.is_absolute() or {".", ".."} & set(inner.parts) or "\0" in name:
             raise DownloadError(f"names {name!r}, a place outside of itself")
+        if any(len(os.fsencode(part)) > MAX_NAME_BYTES for part in inner.parts):
+            raise DownloadError(f"names {name!r:.100}, which is too long for a file here")
+        if both := {str(folder) for folder in inner.parents} & items.keys():
+            raise DownloadError(f"names {both.pop()!r} as a file and as a folder of others")
     if len(items) > MAX_FILES:
         raise DownloadError(f"more than {MAX_FILES} files")
     n_bytes = sum(item.size or 0 for item in items.values())
@@ -166,36 +181,84 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+class _Draft:
+    """The folder of a copy while it is fetched.
+
+    Args:
+        key: of the job, that names what is fetched.
+        items: what there is to be fetched.
+    """
+
+    def __init__(self, folder: Path, key: str, items: Mapping[str, Item]) -> None:
+        self.folder, self._key = folder, key
+        sizes = [item.size for item in items.values()]
+        self._whole = f" of {sum(it or 0 for it in sizes) / 1e9:.2f}" if None not in sizes else ""
+        self._done, self._told = 0, time.monotonic()
+
+    def save(self, origin: Origin, name: str, item: Item) -> Item:
+        """Fetch a file. Returns it, with an ETag."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with io.BufferedRandom(_File(file, self._tell)) as opened:
+            origin.save(name, opened)
+            size = opened.tell()
+            if item.size is not None and size != item.size:
+                raise DownloadError(f"{size} bytes have come, and {item.size} were announced")
+            self._done += size
+            return Item(size, item.etag or _sha256(opened))
+
+    def _tell(self, n_bytes: int) -> None:
+        """Say now and then how much has come, of this file and of those before."""
+        if time.monotonic() - self._told >= TELL_SECONDS:
+            self._told = time.monotonic()
+            come = (self._done + n_bytes) / 1e9
+            log.info("fetching %s: %.2f%s GB have come", self._key, come, self._whole)
+
+
+class _File(io.FileIO):
+    """A new file of a copy. That it cannot be kept is nobody's fault but this machine's.
+
+    Args:
+        tell: called with its size as it grows.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[int], None]) -> None:
+        super().__init__(path, "xb+")
+        self._tell = tell
+
+    def write(self, data: Any) -> int:
+        """Write.
+
+        Raises:
+            DownloadError: in the place of OSError, which origins have from their connections.
+        """
+        try:
+            n_bytes = super().write(data)
+        except OSError as error:
+            raise _unkept(error) from None
+        self._tell(self.tell())
+        return n_bytes
+
+
 def _bring(
-    origin: Origin, items: dict[str, Item], draft: Path, finish: Callable[[Path], None]
+    origin: Origin, items: dict[str, Item], draft: _Draft, finish: Callable[[Path], None]
 ) -> dict[str, Item]:
     """Make a folder of the files. Returns them, each with an ETag."""
-    shutil.rmtree(draft, ignore_errors=True)  # of who has died with it
-    draft.mkdir()
+    shutil.rmtree(draft.folder, ignore_errors=True)  # of who has died with it
+    draft.folder.mkdir()
     brought: dict[str, Item] = {}
     failure: DownloadError | None = None
     try:
         for name, item in items.items():
-            brought[name] = _save(origin, name, item, draft)
+            brought[name] = draft.save(origin, name, item)
     except DownloadError as error:
         failure = error
     if origin.look() != items:
         raise DownloadError("it was changed while it was fetched; run the job again")
     if failure:
         raise failure
-    finish(draft)
+    finish(draft.folder)
     return brought
-
-
-def _save(origin: Origin, name: str, item: Item, draft: Path) -> Item:
-    file = draft / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "xb+") as opened:
-        origin.save(name, opened)
-        size = opened.tell()
-        if item.size is not None and size != item.size:
-            raise DownloadError(f"{size} bytes have come, and {item.size} were announced")
-        return Item(size, item.etag or _sha256(opened))
 
 
 def _sha256(file: BinaryIO) -> str:

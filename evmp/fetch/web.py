@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from evmp.fetch import Item
 from evmp.remote.body import size_of, stream_body
 from evmp.remote.http import HttpRemote, check_status
-from evmp.remote.retry import Deadline
+from evmp.remote.retry import Again, Deadline
 
 if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
@@ -61,6 +61,9 @@ class WebOrigin:
         if response.status == HTTPStatus.PARTIAL_CONTENT and self._may_go_on:
             size_of(response.headers, file.tell())
             return
+        if response.status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and self._may_go_on:
+            self._may_go_on = False
+            raise Again("the rest of the file is not to be had")
         check_status(response, HTTPStatus.OK)
         file.seek(0)
         file.truncate()
