@@ -370,7 +370,12 @@ class Ledger:
         # The stage file stays as well: whoever dies before the record leaves the rows in place.
         self.storage.adopt(stage, f"data/{data}")
         record = _record(block.start)
-        self._check_job(f"data/{data}")
+        try:
+            self.check_own()
+        except SinkError:
+            with suppress(OSError):
+                self.storage.delete(f"data/{data}")
+            raise
         is_first = self.storage.create(record, _text(commit)) or self.commit_of(record) == commit
         if not is_first:
             self.storage.delete(f"data/{data}")
@@ -385,11 +390,13 @@ class Ledger:
         """
         return not self._job or _digest(_job_text(self.begun())) == self._job
 
-    def _check_job(self, data: str) -> None:
-        """Refuse to commit for a job that has made way for another while this worker slept."""
+    def check_own(self) -> None:
+        """Refuse to go on for a job that has made way for another, while this worker slept, say.
+
+        Raises:
+            SinkError: when it has.
+        """
         if not self.is_own():
-            with suppress(OSError):
-                self.storage.delete(data)
             raise SinkError(
                 f"{self.uri} is not this job's any more: another run has ended it, or another job "
                 "has begun there; run the same command again"

@@ -308,6 +308,7 @@ class Run:
     def _rest(self, meter: Meter, before: int, commits: Sequence[Commit]) -> Report | None:
         """Leave what is not done to others, or, where they would, do it after all."""
         if self._is_dynamic:
+            self._target.ledger.check_own()
             self._target.ledger.forget_hints()  # a record was deleted that they tell of
             return None
         report = self._report(meter, before, self._of_own(commits))

@@ -267,3 +267,18 @@ def test_staging_place_below_a_file_is_an_error(tmp_path: Path) -> None:
 
     with pytest.raises(SinkError, match=r"staging place .* cannot be used: .*Not a directory"):
         Ledger(tmp_path / "file" / "out.evmp").open(FINGERPRINT)
+
+
+def test_job_that_has_made_way_for_another_commits_nothing(ledger: Ledger) -> None:
+    other = Ledger(ledger.root)
+    commit(ledger, 0, 2, b"rows")
+    ledger.clear()
+    other.open({"input": "another"})
+
+    with pytest.raises(SinkError, match="is not this job's any more"):
+        commit(ledger, 2, 4, b"rows")
+
+    assert other.commits() == []
+    assert other.storage.names("data") == []
+    commit(other, 2, 4, b"rows")
+    assert [(it.start, it.stop) for it in other.commits()] == [(2, 4)]
