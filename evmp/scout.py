@@ -30,7 +30,7 @@ from evmp.video.container import OpenVideo, check_installed
 from evmp.video.footage import FootageOpener
 from evmp.video.index import index_of
 from evmp.video.segment import Segment, segments_of
-from evmp.video.task import TROUBLES, Footage, Task, failure_of
+from evmp.video.task import FAILURE_BYTES, TROUBLES, Footage, Task, failure_of
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -100,8 +100,8 @@ class Scout:
         header = self._rows.header(r)
         n_published = self._n_published(header.row)
         for place, (task, n_rows, is_last) in enumerate(self._tasks(r, header)):
-            if place >= n_published:
-                self._publish(header.row, task, n_rows, place, is_last)
+            if place >= n_published and self._publish(header.row, task, n_rows, place, is_last):
+                break
         self._seat.add(Counter.ROWS, 1)
 
     def _n_published(self, row: int) -> int:
@@ -159,15 +159,21 @@ class Scout:
 
     # --- publishing ---------------------------------------------------------------------------
 
-    def _publish(self, row: int, task: Task, n_rows: int, place: int, is_last: bool) -> None:
+    def _publish(self, row: int, task: Task, n_rows: int, place: int, is_last: bool) -> bool:
+        """Put a task into the ring; one that is too large ends its video as an error.
+
+        Returns: whether it is the video's last.
+        """
         data = pickle.dumps(task, protocol=pickle.HIGHEST_PROTOCOL)
-        if len(data) > self._segments.row_bytes:
-            message = f"a plan of {len(data)} bytes exceeds the {self._segments.row_bytes} of a row"
+        room = self._segments.row_bytes - FAILURE_BYTES
+        if len(data) > room:
+            message = f"a plan of {len(data)} bytes exceeds the {room} of a row"
             failure = Task(task.n, task.keys, failure=("decode", f"{message}; raise max_row_bytes"))
             data, n_rows, is_last = pickle.dumps(failure), 1, True
         self._n += n_rows
         header = Header(row, self._n, kind=place, height=is_last, width=n_rows)
         self._put(header, data)
+        return is_last
 
     def _fill_up(self) -> None:
         """Fill the batches that the next row would be in up with EMPTY rows."""

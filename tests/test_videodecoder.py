@@ -25,7 +25,7 @@ from evmp.video.gathering import Gathering
 from evmp.video.index import index_of
 from evmp.video.part import Of, part_of
 from evmp.video.segment import segments_of
-from evmp.video.task import Footage, Task, give_up, rows_of
+from evmp.video.task import FAILURE_BYTES, Footage, Task, give_up, rows_of
 from evmp.videodecoder import VideoDecoder
 
 SCOUT, DECODER = 1, 2
@@ -34,10 +34,16 @@ SCOUT, DECODER = 1, 2
 class World:
     """Rings for a few videos, and who works on them."""
 
-    def __init__(self, paths: list[Path], sample_bytes: int = 1 << 20, **keys: Any) -> None:
+    def __init__(
+        self,
+        paths: list[Path],
+        sample_bytes: int = 1 << 20,
+        task_bytes: int = 1 << 20,
+        **keys: Any,
+    ) -> None:
         self.job = make_job(**keys)
         self.rows = Ring("videos", 8, 1, 1 << 20)
-        self.segments = Ring("segments", 32, 1, 1 << 20)
+        self.segments = Ring("segments", 32, 1, task_bytes)
         self.samples = Ring("samples", 512, 1, sample_bytes)
         self.results = Ring("results", 512, 1, 1 << 20)
         self.rings = [self.rows, self.segments, self.samples, self.results]
@@ -341,3 +347,30 @@ def test_clip_that_is_too_large_is_never_held_whole(
     ] * 2
     assert last["result"] == [list(range(590, 610)), [20, 36, 48, 3]]
     assert peak < 150 * n_bytes
+
+
+def test_video_whose_plan_is_too_large_is_one_error(clip: Callable[..., Path]) -> None:
+    paths = [clip("a.mp4", 400, g=30, preset="ultrafast"), clip("b.mp4", 5)]
+    world = World(paths, task_bytes=FAILURE_BYTES + 1500, sample_fps=0)
+    world.scout()
+    world.decode()
+
+    error, *others = world.found()
+    assert "a plan of" in error["error_msg"]
+    assert others == [*range(5), facts(5)]
+
+
+def test_task_that_just_fits_can_be_given_up(clip: Callable[..., Path]) -> None:
+    path = clip("a.mp4", 600, g=30, preset="ultrafast")
+    whole = World([path])
+    whole.scout()
+    assert whole.segments.end is not None
+    n_bytes = max(len(whole.segments.data(m)) for m in range(whole.segments.end))
+    tight = World([path], task_bytes=n_bytes + FAILURE_BYTES)
+    tight.scout()
+
+    give_up(tight.segments, 0, "decode", "the decoder died of this segment: " + "x" * 1000)
+    tight.decode()
+
+    assert tight.found()[0]["error_msg"].startswith("the decoder died of this segment: xxx")
+    assert tight.found()[-1]["n_frames"] == 600

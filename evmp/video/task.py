@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 TROUBLES: Final = (FetchError, DownloadError, DecodeError)
 """What may be wrong with a video."""
+FAILURE_BYTES: Final = 1 << 12  # of a row, that a task leaves for what give_up adds
 
 
 @dataclass(frozen=True, slots=True)
