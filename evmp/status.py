@@ -23,6 +23,7 @@ from evmp.ledger import Commit, differences, listed
 from evmp.progress import clock
 from evmp.storage.local import LocalStorage
 from evmp.target import open_target
+from evmp.turn import DIGITS, FOLDER, SECONDS
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -181,7 +182,8 @@ class Observer:
         self._history: deque[tuple[float, int]] = deque()
         self._clock, self._now = _Clock(), 0.0
         self._etag = ""
-        self._quiet_since: float | None = None
+        self._quiet_rows, self._quiet_since = -1, 0.0
+        self._has_turn = False
 
     def look(self) -> JobStatus:
         """Return the job as it is now.
@@ -190,19 +192,22 @@ class Observer:
             SinkError: when the staging place, or the result, is not what it should be.
         """
         for _ in range(LOOKS - 1):
-            with suppress(OSError, SinkError):
+            try:
                 return self._look()
+            except SinkError as error:
+                if not _may_pass(error):
+                    raise
             time.sleep(PAUSE_SECONDS)
-        try:
-            return self._look()
-        except OSError as error:
-            uri = self._target.ledger.uri
-            raise SinkError(f"staging place {uri} cannot be read: {error}") from error
+        return self._look()
 
     def _look(self) -> JobStatus:
         if done := self._done():
             return done
-        seen = self._unfinished()
+        try:
+            seen = self._unfinished()
+        except OSError as error:
+            uri, why = self._target.ledger.uri, error.strerror or error
+            raise SinkError(f"staging place {uri} cannot be read: {why}") from error
         return self._done() or seen  # what was seen may be half gone, if it has ended meanwhile
 
     def _unfinished(self) -> JobStatus:
@@ -211,12 +216,10 @@ class Observer:
             return JobStatus("not begun", self._target.uri)
         self._read_commits()
         grid, (rows, failed) = self._grid(), self._counted()
-        shown = self._shown()
+        shown, holders = self._shown(), self._holders()
         workers = tuple(it for it in shown.values() if it)
-        holders = self._holders()
-        is_deserted = self._sees_all(begun, grid) and not (
-            holders or any(not it.is_dead for it in workers)
-        )
+        is_alive = bool(holders) or self._has_turn or any(not it.is_dead for it in workers)
+        is_deserted = self._sees_all(begun, grid) and not is_alive
         runs = self._runs(is_deserted)
         error = str(runs[-1].get("error", "")) if runs and runs[-1].get("state") == "failed" else ""
         state = "publishing" if 0 < grid.n_rows == rows else "unfinished"
@@ -233,7 +236,7 @@ class Observer:
             workers,
             tuple(self._shards(grid)) if "retry" not in begun else (),
             is_deserted,
-            self._is_given_up(is_deserted),
+            self._is_given_up(is_deserted, rows),
             error.partition("\n")[0] if is_deserted else "",
             self._others(begun, runs[-1] if runs else {}),
             tuple(self._storage.uri(name) for name, it in shown.items() if it is None),
@@ -245,8 +248,8 @@ class Observer:
         record = self._target.finished()
         if not record:
             return None
-        numbers = record["rows"], record["failed"], record["rows"]
-        others = self._others(record.get("fingerprint", {}), record)
+        numbers = record.get("rows", 0), record.get("failed", 0), record.get("rows", 0)
+        others = self._others(_mapping(record.get("fingerprint")), record)
         return JobStatus("done", self._target.uri, *numbers, others=others)
 
     def _begun(self) -> dict[str, Any]:
@@ -318,8 +321,19 @@ class Observer:
             with suppress(FileNotFoundError):
                 text = self._storage.read(name)
                 found[name] = text, self._storage.stat(name).modified
-        self._now = self._clock.look([modified for _, modified in found.values()])
+        turns = self._turns()
+        self._now = self._clock.look([*(modified for _, modified in found.values()), *turns])
+        self._has_turn = any(self._now - modified < SECONDS for modified in turns)
         return {name: self._worker(*it) for name, it in found.items()}
+
+    def _turns(self) -> list[float]:
+        """Return when those have shown themselves last that begin, end, or publish."""
+        times = []
+        for name in self._storage.names(FOLDER):
+            if len(name) > len(FOLDER) + 1 + DIGITS:
+                with suppress(FileNotFoundError):
+                    times.append(self._storage.stat(name).modified)
+        return times
 
     def _worker(self, text: bytes, modified: float) -> WorkerStatus | None:
         seen = max(0.0, self._now - modified)
@@ -361,13 +375,11 @@ class Observer:
         is_for_all = self._job.enableDynamicCluster and grid.n_shards == 1 and "retry" not in begun
         return is_for_all or isinstance(self._storage, LocalStorage)
 
-    def _is_given_up(self, is_deserted: bool) -> bool:
-        if not is_deserted:
-            self._quiet_since = None
-            return False
-        if self._quiet_since is None:
-            self._quiet_since = time.monotonic()
-        return time.monotonic() - self._quiet_since > QUIET_LEASES * self._job.lease_seconds
+    def _is_given_up(self, is_deserted: bool, rows: int) -> bool:
+        now = time.monotonic()
+        if not is_deserted or rows != self._quiet_rows:
+            self._quiet_rows, self._quiet_since = rows, now
+        return is_deserted and now - self._quiet_since > QUIET_LEASES * self._job.lease_seconds
 
     def _runs(self, is_every: bool) -> list[dict[str, Any]]:
         """Return the records of runs without a result, the last one last; or any one of them."""
@@ -381,8 +393,18 @@ class Observer:
 
     def _others(self, begun: Mapping[str, Any], run: Mapping[str, Any]) -> tuple[str, ...]:
         """Return where the job here differs from ours, as far as that can be told by our file."""
-        ours, found = json.loads(json.dumps(self._job.fingerprint())), begun.get("job", {})
-        described, told = self._job.describe(), run.get("job", {})
+        ours, found = json.loads(json.dumps(self._job.fingerprint())), _mapping(begun.get("job"))
+        described, told = self._job.describe(), _mapping(run.get("job"))
         ours.update({key: described[key] for key in PATHS})
         theirs = {key: {**told, **found}.get(key, it) for key, it in ours.items()}
         return tuple(differences(theirs, ours))
+
+
+def _may_pass(error: SinkError) -> bool:
+    """Return whether the next look may find it otherwise."""
+    cause = error.__cause__
+    return not isinstance(cause, OSError) or isinstance(cause, FileNotFoundError)
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

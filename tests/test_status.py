@@ -16,6 +16,7 @@ from evmp.job import Job
 from evmp.ledger import Ledger
 from evmp.lock import Member
 from evmp.status import Observer
+from evmp.turn import turn
 
 
 @pytest.fixture
@@ -195,6 +196,10 @@ def test_other_job_is_told_from_the_one_that_was_asked_for(job: Job, ledger: Led
     assert lines[1] == "another   job than this one, it seems. What differs:"
     assert lines[2] == '  model_path: "other" then, "m" now'
 
+    ledger.clear()
+    ledger.open({"job": [1]})
+    assert Observer(job).look().others == ()
+
     changed = job.model_copy(update={"top_k": 3})
     ledger.clear()
     ledger.open({"job": job.fingerprint()})
@@ -232,6 +237,30 @@ def test_job_on_which_nobody_works_says_so_and_how_it_failed(
     assert observer.look().is_given_up
     with ledger.lock():
         assert observer.look().state == "unfinished"
+
+
+def test_who_has_the_turn_works_on_the_job(job: Job, ledger: Ledger) -> None:
+    ledger.storage.write("turns/000000000001", b"x" * 32)
+    assert Observer(job).look().is_deserted
+
+    with turn(ledger.storage):
+        assert not Observer(job).look().is_deserted
+
+
+def test_storage_that_cannot_be_reached_is_asked_once(
+    job: Job, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def commit_of(self: Ledger, name: str) -> object:
+        asked.append(name)
+        raise TimeoutError(110, "Connection timed out")
+
+    monkeypatch.setattr(Ledger, "commit_of", commit_of)
+
+    with pytest.raises(SinkError, match="cannot be read: Connection timed out"):
+        Observer(job).look()
+    assert len(asked) == 1
 
 
 def test_all_rows_that_are_not_the_result_yet_are_being_published(job: Job, ledger: Ledger) -> None:
