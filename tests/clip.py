@@ -36,6 +36,7 @@ def make_clip(
     aspect: Fraction | None = None,
     rotation: int = 0,
     movflags: str = "",
+    avoid_negative_ts: str = "auto",
     **options: object,
 ) -> bytes:
     """Return a file.
@@ -45,10 +46,13 @@ def make_clip(
         aspect: of a pixel.
         rotation: degrees that the picture is to be turned, counterclockwise.
         movflags: of the muxer, which `faststart` makes want a file with a name.
+        avoid_negative_ts: of the muxer; `disabled` lets times be as they are.
         options: of the encoder; `bf` and `g` for most.
     """
     texts: Mapping[str, str] = {key: str(value) for key, value in options.items()}
-    muxing = {"movflags": movflags} if movflags else {}
+    muxing = {"avoid_negative_ts": avoid_negative_ts}
+    if movflags:
+        muxing["movflags"] = movflags
     with (
         tempfile.NamedTemporaryFile() as file,
         av.open(file.name, "w", format=format, options=muxing) as container,

@@ -46,7 +46,22 @@ CLIPS: dict[str, dict[str, Any]] = {
     "vp9": {"codec": "libvpx-vp9", "format": "webm", "g": 40, "cpu-used": 8},
     "mpeg4": {"codec": "mpeg4", "g": 40, "bf": 2},
     "intra only": {"codec": "mjpeg", "format": "matroska", "pix_fmt": "yuvj420p"},
-    "mpeg2 in a program stream": {"codec": "mpeg2video", "format": "vob", "g": 40, "bf": 2},
+    "h264 behind an edit list": {"g": 20, "bf": 2, "pts": [i - 31 for i in range(150)]},
+    "h264 of negative times": {
+        "format": "mpegts",
+        "g": 40,
+        "bf": 2,
+        "pts": [i - 60 for i in range(150)],
+        "avoid_negative_ts": "disabled",
+    },
+    "h264 interlaced": {"format": "mpegts", "g": 40, "bf": 2, "x264-params": "interlaced=1"},
+    "mpeg2 interlaced in a program stream": {
+        "codec": "mpeg2video",
+        "format": "vob",
+        "g": 40,
+        "bf": 2,
+        "flags": "+ildct+ilme",
+    },
     "variable rate": {
         "format": "matroska",
         "g": 40,
@@ -166,6 +181,7 @@ def test_frames_are_those_of_a_slow_and_obvious_decoder(name: str, decode_type: 
         pytest.skip("its keyframes need those before them")
     data, truth = clip_of(name)
     index, _ = planned(data)
+    assert not index.damage
     end = (index.end - index.origin) * index.time_base
     frames = truth.decoded(decode_type)
 

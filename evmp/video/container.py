@@ -95,6 +95,14 @@ class OpenVideo:
         return self._container.format.name
 
     @property
+    def n_packets(self) -> int:
+        """How many packets the stream has, by what the header says; 0 where it does not."""
+        n_frames: int = self.stream.frames
+        if not self.format.startswith("mov"):
+            return n_frames
+        return min(n_frames, len(self.stream.index_entries))  # without what edit lists leave out
+
+    @property
     def time_base(self) -> Fraction:
         """Seconds of one unit of the stream's times."""
         return self.stream.time_base or 1 / self._fps

@@ -82,6 +82,7 @@ class _Packets:
     def __init__(self) -> None:
         self._pts, self._dts, self._durations = array("q"), array("q"), array("q")
         self._is_key = bytearray()
+        self.n_hidden = 0
 
     def __len__(self) -> int:
         return len(self._is_key)
@@ -127,11 +128,10 @@ def index_of(video: OpenVideo, beat: Callable[[], object] = lambda: None) -> Ind
         DecodeError: there is no frame in it.
     """
     packets, damage = _read(video, beat)
-    stream = video.stream
     if not packets:
         raise DecodeError(damage or "there is no frame in it")
-    if not damage and stream.frames > len(packets):
-        damage = f"the file ends after {len(packets)} of {stream.frames} frames"
+    if not damage and video.n_packets > len(packets) + packets.n_hidden:
+        damage = f"the file ends after {len(packets)} of {video.n_packets} frames"
     usual = video.usual_duration
     unordered = packets.times(usual)
     order = np.argsort(unordered, kind="stable")
@@ -165,7 +165,9 @@ def _read(video: OpenVideo, beat: Callable[[], object]) -> tuple[_Packets, str]:
     is_vp8 = video.stream.codec_context.name == "vp8"
     try:
         for packet in video.packets():
-            if packet.size and not packet.is_discard and not (is_vp8 and _is_hidden(packet)):
+            if packet.is_discard or (is_vp8 and packet.size and _is_hidden(packet)):
+                packets.n_hidden += 1
+            elif packet.size:
                 packets.add(packet)
             if len(packets) % BEAT_PACKETS == 0:
                 beat()
