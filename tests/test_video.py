@@ -55,13 +55,8 @@ CLIPS: dict[str, dict[str, Any]] = {
         "avoid_negative_ts": "disabled",
     },
     "h264 interlaced": {"format": "mpegts", "g": 40, "bf": 2, "x264-params": "interlaced=1"},
-    "mpeg2 interlaced in a program stream": {
-        "codec": "mpeg2video",
-        "format": "vob",
-        "g": 40,
-        "bf": 2,
-        "flags": "+ildct+ilme",
-    },
+    "mpeg2 in a program stream": {"codec": "mpeg2video", "format": "vob", "g": 40, "bf": 2},
+    "mpeg2 interlaced": {"codec": "mpeg2video", "g": 40, "bf": 2, "flags": "+ildct+ilme"},
     "variable rate": {
         "format": "matroska",
         "g": 40,
