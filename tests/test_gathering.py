@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 import orjson
 import pytest
 
+from evmp.errors import SinkError
 from evmp.key import KeyField
 from evmp.sink import Record
 from evmp.sink.lines import JsonLines, LineSink
@@ -147,3 +149,17 @@ def test_long_result_passes_through_a_file(gathering: Gathering, tmp_path: Path)
     assert len(orjson.loads(first)["r"]["frames"]) == MAX_BYTES // len(more) + 2
     assert orjson.loads(second) == {"image": "y", "r": 1}
     assert sink.recover(tmp_path / "stage") == (2, 0)
+
+
+def test_disk_that_is_full_is_an_error_with_a_remedy(
+    gathering: Gathering,
+) -> None:
+    frame(gathering, 0)
+    frame(gathering, 1, more="x" * MAX_BYTES)
+    room, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, most))
+    try:
+        with pytest.raises(SinkError, match="make room"):
+            end(gathering, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))

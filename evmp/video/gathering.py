@@ -167,7 +167,7 @@ class Gathering:
             )
         assert self._file is not None
         folder = str(Path(self._file.name).parent)
-        with tempfile.SpooledTemporaryFile(MAX_BYTES, dir=folder) as whole:
+        with writing(folder), tempfile.SpooledTemporaryFile(MAX_BYTES, dir=folder) as whole:
             whole.writelines((b'{"video":', orjson.dumps(video), b',"', self._name, b'":['))
             for i, entry in enumerate(_entries(self._file)):
                 whole.writelines((b"," if i else b"", entry.data))
