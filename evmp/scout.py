@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 KEEP_BYTES: Final = 1 << 20  # memory that a slot may keep after a large payload
 NAMES: Final = ("video", "image")  # of the member of a JSON line that says where the video is
 ALL: Final = 1 << 32  # tasks of a row are fewer
+MAX_COPIED_BYTES: Final = 4 << 20  # of a video that each of its tasks holds; a longer one has one
 IDLE_LOOKS: Final = 10  # without a row, before an open batch is filled up
 
 
@@ -134,11 +135,12 @@ class Scout:
             index = index_of(video, lambda: self._seat.enter(State.BUSY))
         if index.duration_seconds > self._job.max_video_seconds:
             raise DecodeError(
-                f"{index.duration_seconds:.0f} seconds exceed max_video_seconds "
+                f"{index.duration_seconds:.2f} seconds exceed max_video_seconds "
                 f"{self._job.max_video_seconds:g}"
             )
         self._seat.add(Counter.MILLISECONDS, round(1000 * index.duration_seconds))
-        yield from segments_of(index, self._job, self._enough, self._most)
+        enough = self._enough if len(footage.data) <= MAX_COPIED_BYTES else None
+        yield from segments_of(index, self._job, enough, self._most)
 
     def _footage(self, kind: int, payload: memoryview) -> tuple[Footage, dict[str, Any] | None]:
         members = None

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import pickle
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import orjson
 import pytest
 from clip import make_clip
 from httpserver import Answer, serving
+from PIL import Image
 from test_video import make_job
 
 from evmp.metrics import Board
 from evmp.pipeline import Worker
 from evmp.ring import MAX_ATTEMPTS, Header, Mark, Ring
 from evmp.sample import unpack
-from evmp.scout import Scout, mark_failed
+from evmp.scout import MAX_COPIED_BYTES, Scout, mark_failed
 from evmp.source import Kind
 from evmp.video.container import OpenVideo
 from evmp.video.gathering import Gathering
@@ -42,7 +46,7 @@ class World:
         **keys: Any,
     ) -> None:
         self.job = make_job(**keys)
-        self.rows = Ring("videos", 8, 1, 1 << 20)
+        self.rows = Ring("videos", 8, 1, 16 << 20)
         self.segments = Ring("segments", 32, 1, task_bytes)
         self.samples = Ring("samples", 512, 1, sample_bytes)
         self.results = Ring("results", 512, 1, 1 << 20)
@@ -50,7 +54,10 @@ class World:
         self.seats = Board(["worker", "scout", "decoder"], 1).workers[0]
         for n, path in enumerate(paths):
             self.rows.set_note(n, pickle.dumps((str(path),)))
-            self.rows.put(n, Header(n, n + 1, kind=Kind.PATH), str(path).encode())
+            kind, data = Kind.PATH, str(path).encode()
+            if path.suffix == ".base64":
+                kind, data = Kind.BASE64, base64.b64encode(path.read_bytes())
+            self.rows.put(n, Header(n, n + 1, kind=kind), data)
         self.rows.close(len(paths))
 
     def scout(self) -> None:
@@ -374,3 +381,61 @@ def test_task_that_just_fits_can_be_given_up(clip: Callable[..., Path]) -> None:
 
     assert tight.found()[0]["error_msg"].startswith("the decoder died of this segment: xxx")
     assert tight.found()[-1]["n_frames"] == 600
+
+
+@pytest.mark.parametrize(("size", "n_tasks"), [("small", 2), ("large", 1)])
+def test_large_video_in_a_cell_is_copied_once(
+    clip: Callable[..., Path], size: str, n_tasks: int
+) -> None:
+    path = clip("a.base64", 500, g=30, preset="ultrafast")
+    if size == "large":
+        with open(path, "ab") as file:  # a box that nobody looks into
+            n_bytes = MAX_COPIED_BYTES
+            file.write(n_bytes.to_bytes(4, "big") + b"free" + bytes(n_bytes - 8))
+    world = World([path], task_bytes=MAX_COPIED_BYTES * 2)
+    world.scout()
+    world.decode()
+
+    assert world.segments.end == n_tasks
+    assert world.found() == [*range(0, 500, 5), facts(500)]
+
+
+def test_video_in_a_cell_may_be_too_large(clip: Callable[..., Path]) -> None:
+    world = World([clip("a.base64", 60)], max_video_bytes=1024)
+    world.scout()
+    world.decode()
+
+    (error,) = world.found()
+    assert error["error_stage"] == "read"
+    assert error["error_msg"].endswith("exceed max_video_bytes 1024")
+
+
+def test_video_may_be_too_long(clip: Callable[..., Path]) -> None:
+    world = World([clip("a.mp4", 26), clip("b.mp4", 25)], max_video_seconds=1)
+    world.scout()
+    world.decode()
+
+    error, *others = world.found()
+    assert error == {
+        "error_stage": "decode",
+        "error_msg": "1.04 seconds exceed max_video_seconds 1",
+    }
+    assert others == [*range(0, 25, 5), facts(25)]
+
+
+@pytest.mark.parametrize(("reshape_size", "size", "most"), [(-1, (96, 72), 0), (40, (53, 40), 1)])
+def test_sampled_picture_is_that_of_pyav_and_pillow(
+    clip: Callable[..., Path], reshape_size: int, size: tuple[int, int], most: int
+) -> None:
+    path = clip("a.mp4", 50)
+    world = World([path], reshape_size=reshape_size)
+    world.scout()
+    world.decode()
+
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    for n in range(10):
+        (sample,) = unpack(world.samples.data(n))
+        whole = Image.fromarray(frames[sample["frame_id"]].to_ndarray(format="rgb24"))
+        expected = np.asarray(whole.resize(size, Image.Resampling.BILINEAR), np.int16)
+        assert np.abs(sample["image"] - expected).max() <= most

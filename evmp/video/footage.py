@@ -8,7 +8,7 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from evmp.errors import DownloadError
-from evmp.payload import open_regular
+from evmp.payload import FetchError, open_regular
 from evmp.remote import AnyRemote, Piece, Remote
 from evmp.source.location import shown
 from evmp.value import mask
@@ -41,6 +41,8 @@ class FootageOpener:
         if footage.url:
             return cast(BinaryIO, RemoteFile(self._remote, footage.url, limit))
         if not footage.path:
+            if len(footage.data) > limit:
+                raise FetchError(f"{len(footage.data)} bytes exceed max_video_bytes {limit}")
             return io.BytesIO(footage.data)
         fd, _ = open_regular(footage.path, limit, "max_video_bytes")
         return os.fdopen(fd, "rb", buffering=0)
