@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import struct
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
 from functools import cache, cached_property
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from clip import HEIGHT, WIDTH, make_clip, picture
 from PIL import Image
 
@@ -422,17 +426,89 @@ def test_what_is_no_video_is_refused(data: bytes) -> None:
         opened(data)
 
 
-def test_sound_alone_is_no_video() -> None:
-    file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        stream: Any = container.add_stream("aac", rate=8000, layout="mono")
+def several(*kinds: str) -> bytes:
+    """Return an mp4 with a stream of each kind: sound, cover, or how high and wide a video is."""
+    with tempfile.NamedTemporaryFile() as file:
+        with av.open(file.name, "w", format="mp4") as container:
+            streams: list[Any] = []
+            for kind in kinds:
+                if kind == "sound":
+                    streams.append(container.add_stream("aac", rate=8000, layout="mono"))
+                    continue
+                streams.append(container.add_stream("mjpeg" if kind == "cover" else "libx264"))
+                streams[-1].height = streams[-1].width = 64 if kind == "cover" else int(kind)
+                streams[-1].pix_fmt = "yuvj420p" if kind == "cover" else "yuv420p"
+                if kind == "cover":
+                    streams[-1].disposition = Disposition.attached_pic
+            for kind, stream in zip(kinds, streams, strict=True):
+                for frame in frames_of(kind):
+                    container.mux(stream.encode(frame))
+                container.mux(stream.encode())
+        return Path(file.name).read_bytes()
+
+
+def frames_of(kind: str) -> Iterator[Any]:
+    if kind == "sound":
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
         frame.sample_rate = 8000
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+        yield frame
+        return
+    side = 64 if kind == "cover" else int(kind)
+    for number in range(1 if kind == "cover" else 12):
+        yield av.VideoFrame.from_ndarray(picture(number, side, side), format="rgb24")
 
-    with pytest.raises(DecodeError, match="there is no video in it, only audio"):
-        opened(file.getvalue())
+
+@pytest.mark.parametrize(
+    "kinds, told",
+    [(["sound"], "only audio"), (["sound", "cover"], "only a picture beside sound")],
+)
+def test_sound_alone_is_no_video(kinds: list[str], told: str) -> None:
+    with pytest.raises(DecodeError, match=f"there is no video in it, {told}"):
+        opened(several(*kinds))
+
+
+@pytest.mark.parametrize("kinds", [["48", "128"], ["128", "48"], ["cover", "sound", "128"]])
+def test_of_several_videos_the_largest_is_taken_and_a_cover_never(kinds: list[str]) -> None:
+    found = read(several(*kinds), sample_fps=0)
+
+    assert [frame_id for frame_id, _, _ in found] == list(range(12))
+    assert {pixels.shape for _, _, pixels in found} == {(128, 128, 3)}
+
+
+def test_length_that_the_header_claims_is_not_believed() -> None:
+    data = bytearray(make_clip(30))
+    for box, skipped, scale in ((b"mvhd", 16, 1000), (b"tkhd", 20, 1000), (b"mdhd", 16, 12800)):
+        at = data.index(box) + len(box) + skipped
+        data[at : at + 4] = struct.pack(">I", 86400 * scale)
+
+    index, _ = planned(bytes(data))
+
+    assert index.duration_seconds == pytest.approx(1.2)
+    assert index.n_frames == 30
+
+
+def test_frames_that_the_header_claims_are_missed() -> None:
+    data = bytearray(make_clip(30, format="avi"))
+    for box, skipped in ((b"avih", 20), (b"strh", 36)):
+        at = data.index(box) + len(box) + skipped
+        data[at : at + 4] = struct.pack("<I", 86400 * 25)
+
+    index, _ = planned(bytes(data))
+
+    assert index.duration_seconds == pytest.approx(1.2)
+    assert index.damage == "the file ends after 30 of 2160000 frames"
+
+
+def test_video_of_no_frames_a_second_has_the_usual_ones() -> None:
+    data = bytearray(make_clip(30, format="avi"))
+    for box, skipped, size in ((b"avih", 4, 4), (b"strh", 24, 8)):
+        at = data.index(box) + len(box) + skipped
+        data[at : at + size] = bytes(size)
+
+    found = read(bytes(data), sample_fps=5)
+
+    assert [frame_id for frame_id, _, _ in found] == [0, 5, 10, 15, 20, 25]
+    assert [seconds for _, seconds, _ in found] == pytest.approx([0, 0.2, 0.4, 0.6, 0.8, 1])
 
 
 def test_frame_that_is_too_large_is_refused_unseen() -> None:

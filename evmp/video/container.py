@@ -64,7 +64,7 @@ SKIPPED: Final = {1: "NONINTRA", 2: "NONKEY", 3: "BIDIR", 4: "DEFAULT"}
 
 
 class OpenVideo:
-    """The best video stream of a file.
+    """The largest video stream of a file.
 
     Args:
         file: seekable; stays the caller's.
@@ -179,7 +179,7 @@ class OpenVideo:
             self._container = _open(self._file, self._max_pixels)
         self._is_read = False
         try:
-            self.stream = _best(self._container)
+            self.stream = _largest(self._container)
             self._check()
         except BaseException:
             self.close()
@@ -187,7 +187,7 @@ class OpenVideo:
 
     def _check(self) -> None:
         context: Any = self.stream.codec_context
-        if context is None or not context.codec.is_decoder:
+        if not _worth(self.stream)[0]:
             raise DecodeError("there is no decoder for this kind of video")
         if context.width * context.height > self._max_pixels:
             raise DecodeError(
@@ -244,8 +244,8 @@ def _refuse(url: str, flags: int, options: dict[str, Any]) -> object:
     raise PermissionError("a video may not refer to other files")
 
 
-def _best(container: InputContainer) -> VideoStream:
-    """Return the stream that FFmpeg takes for the best; a cover picture is none."""
+def _largest(container: InputContainer) -> VideoStream:
+    """Return the video of the largest frames that can be decoded; a cover picture is none."""
     from av.stream import Disposition
 
     streams = [
@@ -255,5 +255,11 @@ def _best(container: InputContainer) -> VideoStream:
         kinds = sorted({it.type for it in container.streams})
         what = "a picture beside sound" if "video" in kinds else ", ".join(kinds) or "nothing"
         raise DecodeError(f"there is no video in it, only {what}")
-    best = container.streams.best("video")
-    return best if best in streams else streams[0]
+    return max(streams, key=_worth)
+
+
+def _worth(stream: VideoStream) -> tuple[bool, int]:
+    context: Any = stream.codec_context
+    if context is None or not context.codec.is_decoder:
+        return False, 0
+    return True, context.width * context.height
