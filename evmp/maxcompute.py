@@ -13,11 +13,14 @@ from __future__ import annotations
 import logging
 import os
 import random
+import socket
+import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import odps
 import pyarrow as pa
@@ -54,6 +57,10 @@ Answer = TypeVar("Answer")
 
 class Unavailable(Exception):
     """The service cannot do it now; asking again may help."""
+
+
+class Unreachable(ODPSError):  # type: ignore[misc]
+    """Nobody answers there; asking again does not help."""
 
 
 OUTAGE: Final = (Unavailable, requests.RequestException, urllib3.exceptions.HTTPError, OSError)
@@ -121,7 +128,7 @@ class Client(RestClient):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self._owner = 0
+        self._owner, self._has_answered = 0, False
 
     @property
     def session(self) -> requests.Session:
@@ -135,10 +142,16 @@ class Client(RestClient):  # type: ignore[misc]
 
         Raises:
             Unavailable: in the place of errors that pyodps would ask again after.
-            ODPSError: when the service refuses.
+            ODPSError: when the service refuses, or there is none.
         """
         try:
-            return super().request(url, method, stream=stream, **options)
+            answer = super().request(url, method, stream=stream, **options)
+            self._has_answered = True
+            return answer
+        except requests.RequestException as error:
+            if not self._has_answered and (reason := _lasting(error)):
+                raise Unreachable(f"{urlsplit(url).hostname}: {reason}") from None
+            raise
         except CredentialsUnavailable as error:
             raise Unavailable(str(error)) from None
         except ODPSError as error:
@@ -307,9 +320,29 @@ def arrow_type(kind: DataType) -> pa.DataType:
     return dtype
 
 
+def _lasting(error: BaseException) -> str:
+    """Return why there is no service at an address; empty where there may be one."""
+    cause = _innermost(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return f"the certificate is not valid: {cause.verify_message}"
+    if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+        return "no TLS is spoken there"
+    if isinstance(cause, socket.gaierror) and cause.errno == socket.EAI_NONAME:
+        return "there is no such host"
+    return ""
+
+
+def _innermost(error: BaseException) -> BaseException:
+    inner = error.__cause__ or error.__context__
+    return _innermost(inner) if inner else error
+
+
 def explain(error: BaseException) -> str:
-    """Return what an error says, on one line."""
+    """Return what an error says, on one line; of a request, what has gone wrong at its bottom."""
     text = str(error)
+    if isinstance(error, requests.RequestException):
+        place = f"{urlsplit(str(error.request.url)).netloc}: " if error.request else ""
+        text = f"{place}{_innermost(error)}"
     if isinstance(error, ODPSError):
         code = error.code or type(error).__name__
         text = f"{code}: {str(error.args[0]).removeprefix(code) if error.args else ''}"

@@ -315,14 +315,20 @@ def test_empty_table_has_no_rows(service: MaxCompute) -> None:
     assert read(source_of()) == []
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1:1", "no-such-host.invalid"])
+@pytest.mark.parametrize(
+    ("host", "message"),
+    [
+        ("127.0.0.1:1", " cannot be looked at: 127.0.0.1:1: .*refused"),
+        ("no-such-host.invalid", ": Unreachable: no-such-host.invalid: there is no such host"),
+    ],
+)
 def test_endpoint_where_nobody_is_is_told(
-    service: MaxCompute, monkeypatch: pytest.MonkeyPatch, host: str
+    service: MaxCompute, monkeypatch: pytest.MonkeyPatch, host: str, message: str
 ) -> None:
     monkeypatch.setattr(maxcompute, "START_SECONDS", 0.3)
     add_photos(service)
 
-    with pytest.raises(SourceError, match=f"photos cannot be looked at: .*{host.split(':')[0]}"):
+    with pytest.raises(SourceError, match=f"photos{message}"):
         source_of(odps_endpoint=f"http://{host}/api").describe()
 
 

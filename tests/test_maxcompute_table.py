@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import signal
+import ssl
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
@@ -23,6 +24,7 @@ from maxcompute.fault import Fault, Harm
 from maxcompute.server import MaxCompute
 from maxcompute.store import Table
 from ossserver import KEY_ID, KEY_SECRET, OssServer, serving_oss
+from test_remote_http import self_signed
 from unpublished import BLOCKS, FAILED, FINGERPRINT, KEYS, N_ROWS, RECORD, SETTINGS, stage_block
 
 from evmp.errors import ConfigError, SinkError
@@ -365,6 +367,37 @@ def test_table_that_does_not_fit_is_refused_before_any_work(
         open_target(job_of(**keys), fields).prepare()
 
     assert ids(service) == []
+
+
+def test_endpoint_where_nobody_answers_is_not_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "secret")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(self_signed(tmp_path))
+    with serving(context) as web:
+        for endpoint, reason in (
+            (web.url, "127.0.0.1: the certificate is not valid: self-signed certificate"),
+            ("http://none.invalid", "none.invalid: there is no such host"),
+        ):
+            with pytest.raises(SinkError, match=rf"output_table: .*: Unreachable: {reason}$"):
+                target_of(odps_endpoint=f"{endpoint}/api").check_writable()
+        assert web.n_connections < 5
+
+
+def test_session_that_nobody_may_ask_for_is_not_forgotten(service: MaxCompute) -> None:
+    commit_all(job_of())
+    publish(job_of(), KEYS, N_ROWS, target_of(), RECORD)
+    Path("shop.results.pt=1.evmp.json").rename("shop.results.pt=1.evmp/tmp/record")
+    note = {"session": next(iter(service.uploads)), "record": RECORD}
+    Path("shop.results.pt=1.evmp/upload.json").write_text(json.dumps(note))
+    service.faults.add(Fault("upload.reload", status=403, code="NoPermission"))
+
+    with pytest.raises(SinkError, match="NoPermission"):
+        target_of().finished()
+
+    assert target_of().settle()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from odps.tunnel import TableUploadSession
 from odps.tunnel.checksum import Checksum
 
 from evmp.errors import SinkError
-from evmp.maxcompute import OUTAGE, Patience, Service, Unavailable, arrow_type, persist
+from evmp.maxcompute import OUTAGE, Patience, Service, Unavailable, Unreachable, arrow_type, persist
 from evmp.target.column import Kind
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 Batches = Callable[[], Iterator[pa.RecordBatch]]
 """Yields the rows of a block; called again where they have to be sent again."""
 N_STREAMS: Final = 4
+REFUSED: Final = (401, 403)
 CHUNK_BYTES: Final = 64 << 10
 MAX_SESSIONS: Final = 3
 MAX_REFUSALS: Final = 3  # of one block: a checksum that was wrong may be right the next time
@@ -146,10 +147,17 @@ class Upload:
 
 
 def status_of(service: Service, table: TableName, session: str, seconds: float) -> str:
-    """Return how it is with a session; empty where the service does not know it any more."""
+    """Return how it is with a session; empty where the service does not know it any more.
+
+    Raises:
+        ODPSError: when nobody may ask.
+        Exception: one of OUTAGE, when the service is out of order for too long.
+    """
     try:
         return str(persist(lambda: service.upload(table, session), seconds).status.value)
-    except ODPSError:
+    except ODPSError as error:
+        if isinstance(error, Unreachable) or error.status_code in REFUSED:
+            raise
         return ""
 
 
