@@ -258,6 +258,7 @@ TROUBLE = (
     def set(self, it): return {"a": [1, {2}]}
     def bare(self, it): return 5
     def glow(self, it): return {"mask": np.ones((4, 4, 3))}
+    def half(self, it): return {"mask": np.zeros((4, 4, 3), np.uint8), "a": {2}}
     def draw(self, it): return {"mask": np.full((4, 4, 3), it["n"], np.uint8)}
     def get_output_type(self): return {"mask": "image"}
     def destroy(self): time.sleep(3600)
@@ -271,6 +272,7 @@ WRONG = {
     "hang": "the predictor died of this row: no answer within process_timeout_seconds, 1",
     "set": 'result["a"][1]: set',
     "bare": "Mine.predict returned int for a sample, expected a dict",
+    "half": 'result["a"]: set',
     "glow": 'result["mask"]: an image of float64 from 1 to 1, expected uint8; scale it',
 }
 
@@ -285,13 +287,14 @@ def test_code_that_misbehaves_costs_its_row_and_nothing_else(
 
     results = mine(TROUBLE, rows, process_timeout_seconds=1, output_dir="files")
 
+    drawn = list((job.path / "files" / "mask").iterdir())
     for row, result in zip(rows, results, strict=True):
         if message := WRONG.get(row["do"]):
             assert result["error_stage"] == "predict"
             assert result["error_msg"].startswith(message), result
         elif row["do"] == "draw":
             assert result == {"mask": f"files/mask/{rows.index(row)}.jpg"}
-            assert (job.path / result["mask"]).exists()
+            assert [str(it.relative_to(job.path)) for it in drawn] == [result["mask"]]
         else:
             assert result == row
 
