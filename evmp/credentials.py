@@ -117,6 +117,9 @@ class _Environment:
             key_id, secret, token = (os.environ.get(name, "") for name in names)
             if key_id and secret:
                 return Credentials(key_id, secret, token)
+            if key_id or secret:  # not to go on as somebody else
+                told, missing = sorted(names[:2], key=lambda it: not os.environ.get(it))
+                raise CredentialsError(f"{told} is set, and {missing} is not; set both or neither")
         try:
             return self._elsewhere.get_credentials()
         except _Missing:

@@ -172,8 +172,8 @@ def test_an_endpoint_that_is_not_the_bucket_s_is_told(
         ("OSS_ACCESS_KEY_SECRET", "wrong", "403 SignatureDoesNotMatch"),
         ("OSS_ACCESS_KEY_ID", "wrong", "403 InvalidAccessKeyId"),
         ("OSS_SESSION_TOKEN", "wrong", "403 InvalidSecurityToken"),
-        ("OSS_ACCESS_KEY_ID", "", "no credentials; set OSS_ACCESS_KEY_ID and OSS_ACCESS_KEY_"),
-        ("OSS_ACCESS_KEY_SECRET", "", "no credentials; set OSS_ACCESS_KEY_ID and OSS_ACCESS_"),
+        ("OSS_ACCESS_KEY_ID", "", "OSS_ACCESS_KEY_SECRET is set, and OSS_ACCESS_KEY_ID is not"),
+        ("OSS_ACCESS_KEY_SECRET", "", "OSS_ACCESS_KEY_ID is set, and OSS_ACCESS_KEY_SECRET is not"),
     ],
 )
 def test_credentials_that_do_not_serve_are_told(
