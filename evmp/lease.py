@@ -191,9 +191,12 @@ class Leases:
     def _lifetime(self, worker: str) -> float:
         """Return the time of another worker's leases, which it is asked for once."""
         if worker not in self._seconds_of:
-            told = self._read(f"workers/{worker}").get("lease_seconds")
-            self._seconds_of[worker] = told if isinstance(told, (int, float)) else self._seconds
-        return self._seconds_of[worker]
+            self._note_lifetime(worker, self._read(f"workers/{worker}"))
+        return self._seconds_of.get(worker, self._seconds)
+
+    def _note_lifetime(self, worker: str, told: Mapping[str, Any]) -> None:
+        if isinstance(seconds := told.get("lease_seconds"), (int, float)):
+            self._seconds_of[worker] = seconds
 
     def _watch(self) -> None:
         """Find out what dead neighbours held, up to the first that lives."""
@@ -272,7 +275,9 @@ class Leases:
             return None
         for unit in view.leased[:JUDGED]:
             lease = self._read(self._lease(unit.start, unit.generation))
-            if self._is_dead(str(lease.get("worker"))):
+            worker = str(lease.get("worker"))
+            self._note_lifetime(worker, lease)
+            if self._is_dead(worker):
                 return self._take(unit)
             if self._is_worth_a_race(lease):
                 return self._take(unit, again=True)
@@ -289,7 +294,12 @@ class Leases:
     def _take(self, unit: Unit, *, again: bool = False) -> Block | None:
         """Create the next lease of a unit. Returns its rows, unless another was faster."""
         generation = unit.generation + 1
-        lease = {"worker": self._worker, "since": self._now(), "again": again}
+        lease = {
+            "worker": self._worker,
+            "lease_seconds": self._seconds,
+            "since": self._now(),
+            "again": again,
+        }
         name = self._lease(unit.start, generation)
         if unit.start in self._held or not self._storage.create(name, json.dumps(lease).encode()):
             return None
