@@ -96,6 +96,7 @@ class VideoDecoder:
         for m in claims(self._segments, self._seat, self._number):
             header = self._segments.header(m)
             self._at = m
+            self._beat()
             self._work(header, self._segments.data(m))
             self._seat.counters[Counter.AT] = 0
             self._segments.release(m, self._number, KEEP_BYTES)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import io
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import av
 import numpy as np
+import orjson
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from clip import make_clip
 from conftest import TINY_LABELS, tiny_logits
+from httpserver import Answer, serving
 from jobfolder import JobFolder, wait_for
 
 MakeTable = Callable[..., Any]
@@ -52,6 +56,28 @@ class Mine(evmp.PredictorInterfaceV2):
         ]
 """
 
+OWN_FRAMES: dict[str, Any] = {
+    "input_table": "in.parquet",
+    "image_type": "url",
+    "allow_private_hosts": True,
+    "is_input_video": True,
+    "model_path": "mine.py",
+    "model_type": "self_define",
+    "user_resource": "mine.py",
+    "user_predictor_cls": "mine.Mine",
+    "preprocess_thread_num": 1,
+    "stall_timeout_seconds": 2,
+}
+OWN_FRAME = """
+import evmp
+
+class Mine(evmp.PredictorInterfaceV2):
+    def predict(self, input_data, batch_size):
+        return [
+            {"saw": [it["frame_id"], it["pts_seconds"], *it["image"].shape]} for it in input_data
+        ]
+"""
+
 
 def write_list(job: JobFolder, videos: dict[str, bytes]) -> None:
     for name, data in videos.items():
@@ -66,6 +92,16 @@ def decoded(data: bytes) -> list[np.ndarray]:
 
 def results(rows: list[dict[str, Any]]) -> list[Any]:
     return [row["prediction_result"] for row in rows]
+
+
+def send(pid: int, role: str, signum: int) -> bool:
+    """Send a signal to the first process of a job that has a role. Returns whether there is one."""
+    for child in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            if child.name().startswith(f"evmp {role[:7]}"):
+                child.send_signal(signum)
+                return True
+    return False
 
 
 def cut_short() -> bytes:
@@ -174,12 +210,8 @@ def test_kills_lose_and_repeat_nothing(job: JobFolder) -> None:
     killed = set()
     wait_for(process, lambda: list((job.path / "again.jsonl.evmp").rglob("*.reel")))
     for role in ("scout", "decoder", "writer", "predicto") * 3:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if child.name().startswith(f"evmp {role[:7]}"):
-                    child.send_signal(signal.SIGKILL)
-                    killed.add(role)
-                    break
+        if send(process.pid, role, signal.SIGKILL):
+            killed.add(role)
     _, errors = process.communicate(timeout=60)
 
     assert process.returncode == 0, errors
@@ -223,3 +255,42 @@ def test_clips_need_a_predictor_of_ones_own(job: JobFolder) -> None:
 
     assert done.returncode == 2
     assert "use_image_predictor: got false with model_type classifier" in done.stderr
+
+
+def test_decoder_that_hangs_or_crashes_in_a_video_costs_a_part_of_it(
+    job: JobFolder, make_table: MakeTable
+) -> None:
+    """And frames go through a predictor of one's own, into a table."""
+    (job.path / "mine.py").write_text(OWN_FRAME)
+    long, short = make_clip(600, g=30, preset="ultrafast"), make_clip(10)
+    gate = threading.Event()
+    stuck = Answer(gate=gate)
+    with serving() as server:
+        good = Answer(long, has_parts=True)
+        urls = [
+            server.put("/first.mp4", Answer(short, has_parts=True)),
+            server.put("/bad.mp4", good, stuck, stuck, stuck, good),
+            server.put("/last.mp4", Answer(short, has_parts=True)),
+        ]
+        make_table(job.path / "in.parquet", urls)
+        job.write(**{**OWN_FRAMES, "output_oss_file": None}, output_table="out")
+        process = job.start()
+        for n_requests, signum in enumerate((signal.SIGSEGV, signal.SIGSTOP, signal.SIGKILL), 2):
+            wait_for(process, lambda n=n_requests: server.requests["/bad.mp4"] >= n)
+            assert send(process.pid, "decoder", signum)
+        _, errors = process.communicate(timeout=60)
+        gate.set()
+
+    assert process.returncode == 0, errors
+    table = pq.read_table(job.path / "out")
+    assert table["id"].to_pylist() == ["0", "1", "2"]
+    first, bad, last = map(orjson.loads, table["prediction_result"].to_pylist())
+    assert first == last
+    saw = [it["result"]["saw"] for it in first["frames"]]
+    assert saw == [[0, 0.0, 72, 96, 3], [5, 0.2, 72, 96, 3]]
+    frames = bad["frames"]
+    assert [it["frame_id"] for it in frames] == list(range(0, 600, 5))
+    lost = [i for i, it in enumerate(frames) if "error_msg" in it["result"]]
+    assert lost == list(range(len(lost)))
+    assert 10 < len(lost) < 100
+    assert "the decoder died of this segment" in bad["video"]["error_msg"]
