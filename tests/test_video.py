@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 from clip import HEIGHT, WIDTH, make_clip, picture
+from fieldclip import make_field_clip
 from PIL import Image
 
 from evmp.errors import DecodeError
@@ -207,6 +208,21 @@ def test_files_put_together_are_one_video_after_the_other(decode_type: int) -> N
     assert [frame_id for frame_id, _, _ in found] == list(frames)
     for frame_id, seconds, pixels in found:
         assert seconds == pytest.approx(frame_id / 25)
+        assert (pixels == frames[frame_id].to_ndarray(format="rgb24")).all()
+
+
+@pytest.mark.parametrize("format", ["mpegts", "matroska", "h264"])
+def test_frames_of_two_fields_are_counted_once(format: str) -> None:
+    data = make_field_clip(24, format)
+    frames = Truth(data).frames
+
+    found = read(data, enough=4, sample_fps=0)
+
+    assert [frame_id for frame_id, _, _ in found] == list(range(24))
+    assert len(frames) == 24
+    for frame_id, seconds, pixels in found:
+        if format != "h264":  # a raw stream says nothing of times
+            assert seconds == pytest.approx(frame_id / 25)
         assert (pixels == frames[frame_id].to_ndarray(format="rgb24")).all()
 
 

@@ -3,21 +3,28 @@
 A pass over the packets costs a hundredth of decoding them. A stream is *regular* when they say all
 that is needed: each has a presentation time, no two the same. Of another stream only the order of
 its frames is known, once it is decoded from the first to the last.
+
+Packets of interlaced H.264 may hold half a frame each. Which belong together only the decoder says,
+so such a stream is decoded once for its index.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 
 from evmp.errors import DecodeError
+from evmp.video.container import SKIPPED, told
 
 if TYPE_CHECKING:
+    from av import VideoFrame
     from av.packet import Packet
 
     from evmp.video.container import OpenVideo
@@ -31,6 +38,8 @@ VP8_IS_SHOWN: Final = 0x10  # of a packet's first byte
 UNSOUGHT_FORMATS: Final = ("mpeg",)  # FFmpeg guesses where in it a time is
 UNKNOWN: Final = -(1 << 63)
 BEAT_PACKETS: Final = 1024
+PROGRESSIVE: Final = 1  # AV_FIELD_PROGRESSIVE
+TRIED_PACKETS: Final = 64  # of an interlaced stream
 
 
 class Start(NamedTuple):
@@ -87,12 +96,12 @@ class _Packets:
     def __len__(self) -> int:
         return len(self._is_key)
 
-    def add(self, packet: Packet[Any]) -> None:
-        """Take a packet that becomes a frame."""
-        self._pts.append(UNKNOWN if packet.pts is None else packet.pts)
-        self._dts.append(UNKNOWN if packet.dts is None else packet.dts)
-        self._durations.append(int(packet.duration or 0))
-        self._is_key.append(packet.is_keyframe)
+    def add(self, it: Packet[Any] | VideoFrame, is_key: bool) -> None:
+        """Take a packet that becomes a frame, or the frame."""
+        self._pts.append(UNKNOWN if it.pts is None else it.pts)
+        self._dts.append(UNKNOWN if it.dts is None else it.dts)
+        self._durations.append(int(it.duration or 0))
+        self._is_key.append(is_key)
 
     @property
     def pts(self) -> Times:
@@ -132,12 +141,15 @@ def index_of(video: OpenVideo, beat: Callable[[], object] = lambda: None) -> Ind
         raise DecodeError(damage or "there is no frame in it")
     if not damage and video.n_packets > len(packets) + packets.n_hidden:
         damage = f"the file ends after {len(packets)} of {video.n_packets} frames"
+    has_halves = _has_halves(video, beat)
+    if has_halves:
+        packets = _put_together(video, beat)
     usual = video.usual_duration
     unordered = packets.times(usual)
     order = np.argsort(unordered, kind="stable")
     times = unordered[order]
     is_timed = video.format not in UNTIMED_FORMATS and bool((packets.pts != UNKNOWN).all())
-    is_regular = is_timed and bool((times[1:] > times[:-1]).all())
+    is_regular = is_timed and not has_halves and bool((times[1:] > times[:-1]).all())
     keys = np.flatnonzero(packets.is_key[order]) if is_regular else np.array([], np.int64)
     is_sought = not video.is_joined and video.format not in UNSOUGHT_FORMATS
     dts = packets.dts[order[keys]].tolist()
@@ -168,7 +180,7 @@ def _read(video: OpenVideo, beat: Callable[[], object]) -> tuple[_Packets, str]:
             if packet.is_discard or (is_vp8 and packet.size and _is_hidden(packet)):
                 packets.n_hidden += 1
             elif packet.size:
-                packets.add(packet)
+                packets.add(packet, packet.is_keyframe)
             if len(packets) % BEAT_PACKETS == 0:
                 beat()
             if len(packets) > MAX_FRAMES:
@@ -178,6 +190,39 @@ def _read(video: OpenVideo, beat: Callable[[], object]) -> tuple[_Packets, str]:
             raise
         return packets, f"the file cannot be read after {len(packets)} frames: {error}"
     return packets, ""
+
+
+def _has_halves(video: OpenVideo, beat: Callable[[], object]) -> bool:
+    """Say whether the first packets of an interlaced stream are more than their frames."""
+    context: Any = video.stream.codec_context
+    if context.name != "h264" or context.field_order == PROGRESSIVE:
+        return False
+    packets: list[Packet[Any] | None] = []
+    with suppress(DecodeError):
+        packets.extend(it for it in islice(video.packets(), TRIED_PACKETS) if it.size)
+    return sum(1 for _ in _decoded(video, [*packets, None], beat)) < len(packets)
+
+
+def _put_together(video: OpenVideo, beat: Callable[[], object]) -> _Packets:
+    """Return the frames that all packets become, in the place of packets."""
+    frames = _Packets()
+    with suppress(DecodeError):
+        for frame in _decoded(video, video.packets(), beat):
+            frames.add(frame, bool(frame.key_frame))
+    if not frames:
+        raise DecodeError("there is no frame in it")
+    return frames
+
+
+def _decoded(
+    video: OpenVideo, packets: Iterable[Packet[Any] | None], beat: Callable[[], object]
+) -> Iterator[VideoFrame]:
+    """Yield what packets become; what is damaged is passed by."""
+    context: Any = video.restart(SKIPPED[4])
+    for packet in packets:
+        beat()
+        with suppress(DecodeError), told("damaged"):
+            yield from context.decode(packet)
 
 
 def _is_hidden(packet: Packet[Any]) -> bool:
