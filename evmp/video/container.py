@@ -144,14 +144,16 @@ class OpenVideo:
 
     def _continued(self) -> Iterator[Packet[Any]]:
         """Shift the times of what would be shown before what stands ahead of it is decoded."""
+        usual = self.usual_duration
         shift, end, decoded = 0, 0, None
         for packet in self._container.demux(self.stream):
             if packet.pts is not None and packet.dts is not None:
                 if decoded is not None and max(packet.pts, packet.dts + 1) <= decoded:
                     self.is_joined, shift = True, end - packet.pts
                 first, decoded = decoded is None, packet.dts
-                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
-                shown = packet.pts + (packet.duration or self.usual_duration)
+                if shift:
+                    packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                shown = packet.pts + (packet.duration or usual)
                 end = shown if first else max(end, shown)
             yield packet
 
