@@ -168,8 +168,8 @@ class Frames:
         context: Any = self._video.restart(skipped)
         is_alone = skipped in (SKIPPED[1], SKIPPED[2])
         n_damaged, last = 0, self._index.origin if self._index.is_regular else 0
-        packet: Packet[Any] | None = None
         while n_damaged <= MAX_DAMAGED:
+            packet: Packet[Any] | None = None
             try:
                 packet = next(packets, None)
                 if packet is None:
