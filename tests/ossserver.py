@@ -46,8 +46,8 @@ FAULTS: dict[Fault, Callable[[bytes], bytes]] = {
     "flip": lambda body: bytes([body[0] ^ 1]) + body[1:] if body else body,
     "cut": lambda body: body[: len(body) // 2],
 }
-TROUBLES: tuple[Fault, ...] = (500, 503, "reset", "lose", "flip", "cut", "tear")
-CODES = {500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
+TROUBLES: tuple[Fault, ...] = (429, 500, 503, "reset", "lose", "flip", "cut", "tear")
+CODES = {429: "QpsLimitExceeded", 500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
 
 
 class OssError(Exception):
