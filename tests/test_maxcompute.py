@@ -338,7 +338,7 @@ def test_endpoint_where_nobody_is_is_told(
         ("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "wrong", "SignatureNotMatch"),
         ("ALIBABA_CLOUD_ACCESS_KEY_ID", "wrong", "InvalidAccessKeyId"),
         ("ALIBABA_CLOUD_SECURITY_TOKEN", "old", "NoPermission"),
-        ("ALIBABA_CLOUD_ACCESS_KEY_ID", "", "no credentials; set ALIBABA_CLOUD_ACCESS_KEY_ID"),
+        ("ALIBABA_CLOUD_ACCESS_KEY_ID", "", "ALIBABA_CLOUD_ACCESS_KEY_ID is not; set both"),
         ("ODPS_ENDPOINT", "", "odps_endpoint: required"),
     ],
 )
