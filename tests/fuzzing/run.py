@@ -258,6 +258,8 @@ class _Run:
         self._shared[Shared.CEASEFIRE] = quiet > QUIET_SECONDS
         if self._shared[Shared.CRASHES]:
             raise WorkerDied("a stage has failed by itself")
+        if self._rows() > 2 * self._scenario.n_rows:  # written again and again
+            raise WorkerDied(f"{self._rows()} rows of {self._scenario.n_rows} were written")
         if quiet > self._scenario.patience_seconds:
             raise WorkerDied(f"no row for {quiet:.1f} s, {self._rows()} rows were written")
         if self._scenario.stop_rows and not self._own[Counter.LEAVE]:
