@@ -580,7 +580,7 @@ def test_local_result_may_have_its_staging_place_on_oss(server: OssServer, tmp_p
         ("OSS_ACCESS_KEY_ID", "wrong", "403 InvalidAccessKeyId"),
         ("OSS_SESSION_TOKEN", "expired", "403 InvalidSecurityToken"),
         ("skew", "1800", "403 RequestTimeTooSkewed"),
-        ("ossHost", "http://127.0.0.1:1", "(connection refused|not done within 1 seconds)"),
+        ("ossHost", "http://127.0.0.1:1", "connection refused"),
         ("ossHost", "http://oss.invalid", "oss.invalid"),
         ("output_oss_file", "oss://none/r.jsonl", "404 NoSuchBucket"),
     ],

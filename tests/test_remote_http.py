@@ -272,6 +272,19 @@ def test_a_trickled_head_ends_whatever_asks_for_it(
     objects.close()
 
 
+def test_what_went_wrong_before_the_deadline_is_told(
+    server: HttpServer, remote: Callable[..., HttpRemote]
+) -> None:
+    client = remote(download_timeout_seconds=1.5)
+    late = Answer(raw=lambda: trickle(b"a"), pause=0.05)
+    url = server.put("/x", Answer(status=503, headers={"Retry-After": "0"}), late)
+
+    with pytest.raises(DownloadError, match="after '503 Service Unavailable'; raise"):
+        client.fetch_piece(url, 0, 9)
+
+    assert server.requests["/x"] == 2
+
+
 def test_a_server_that_trickles_ends_by_the_deadline(
     server: HttpServer, remote: Callable[..., HttpRemote]
 ) -> None:

@@ -41,6 +41,7 @@ class Deadline:
     def __init__(self, key: str, seconds: float) -> None:
         self._key, self._seconds = key, seconds
         self._end = time.monotonic() + seconds
+        self._failure = ""
 
     @property
     def left(self) -> float:
@@ -59,7 +60,14 @@ class Deadline:
     def check(self) -> None:
         """Raise DownloadError when nothing is left."""
         if self.left <= 0:
-            raise DownloadError(f"not done within {self._seconds:g} seconds; raise {self._key}")
+            before = f", after {self._failure!r}" if self._failure else ""
+            raise DownloadError(
+                f"not done within {self._seconds:g} seconds{before}; raise {self._key}"
+            )
+
+    def note(self, failure: str) -> None:
+        """Keep what was wrong with the attempt before this one; empty when it is over."""
+        self._failure = failure
 
 
 def persist(attempt: Callable[[], T], deadline: Deadline, n_retries: int) -> T:
@@ -73,7 +81,9 @@ def persist(attempt: Callable[[], T], deadline: Deadline, n_retries: int) -> T:
     """
     for n_failed in count(1):
         try:
-            return attempt()
+            result = attempt()
+            deadline.note("")
+            return result
         except Again as again:
             pause = random.uniform(0, FIRST_PAUSE_SECONDS * 2 ** (n_failed - 1))
             pause = min(pause, MAX_PAUSE_SECONDS) + (again.pause or 0)
@@ -82,5 +92,6 @@ def persist(attempt: Callable[[], T], deadline: Deadline, n_retries: int) -> T:
                 raise DownloadError(f"{again}{tries}") from None
             if pause >= deadline.left:
                 raise DownloadError(f"{again}; no time for another attempt") from None
+            deadline.note(str(again))
         time.sleep(pause)
     raise AssertionError

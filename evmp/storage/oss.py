@@ -349,9 +349,9 @@ class OssStorage:
             OSError: says what was refused, and why.
         """
         seconds = self._job.storage_timeout_seconds
-        deadline = Deadline("storage_timeout_seconds", seconds)
         try:
             client = self._own_client()
+            deadline = Deadline("storage_timeout_seconds", seconds)
             bucket = client.bucket(self.place, enable_crc=True)
 
             def once() -> T:
