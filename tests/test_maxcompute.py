@@ -26,6 +26,7 @@ from evmp.source import Kind, Row, Source, maxcompute, open_source
 
 N_ROWS = 300
 TYPES = {"id": "bigint", "image": "string", "name": "string"}
+INTERVAL = "interval_year_month"
 URI = "odps://shop/tables/photos"
 JOB: dict[str, Any] = {
     "model_path": "m",
@@ -194,6 +195,24 @@ def test_json_is_carried_as_its_text(service: MaxCompute, columns: str) -> None:
     assert [row.keys[place] for row in read(source)] == ['{"a": 1.0}', None, "[1,2]"]
 
 
+@pytest.mark.parametrize("others", ["id", "id,at"], ids=["records", "arrow"])
+def test_intervals_of_months_are_carried_as_numbers(service: MaxCompute, others: str) -> None:
+    types = {**TYPES, "at": "datetime", "old": INTERVAL, "age": INTERVAL}
+    rows = rows_of_photos(300).append_column("at", pa.array(range(300), pa.timestamp("ms")))
+    months = [None if n % 7 == 0 else n - 150 for n in range(300)]
+    for name in ("old", "age"):
+        rows = rows.append_column(name, pa.array(months if name == "age" else range(300), "int64"))
+    service.add("photos", types).put(rows)
+    service.faults.add(Fault("download.data", harm=Harm.CUT, after=100_000, times=2))
+
+    source = source_of(reserved_columns=f"age,{others},old")
+
+    found = [(row.keys[0], row.keys[1], row.keys[-1]) for row in read(source)]
+    assert found == list(zip(months, rows["id"].to_pylist(), range(300), strict=True))
+    assert arrow_field(source.describe().keys[0]).type == pa.int64()
+    assert service.faults.left() == 0
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -294,14 +313,14 @@ def test_patience_ends_with_the_row_that_could_not_be_read(service: MaxCompute) 
         ({"image_col": "images"}, "no column 'images', it has .*; did you mean 'image'"),
         ({"image_col": "id"}, "image_col 'id' of .* is int64, expected string"),
         ({"input_table": "odps://shop/tables/parts/pt=1", "image_col": "pt"}, "is a partition"),
-        ({"reserved_columns": "age"}, "column 'age' of .* is INTERVAL_YEAR_MONTH, which cannot be"),
+        ({"reserved_columns": "ages"}, "column 'ages' of .* is ARRAY<.*>, which cannot be"),
     ],
     ids=str,
 )
 def test_bad_table_is_told_at_once(service: MaxCompute, keys: dict[str, Any], message: str) -> None:
-    types = {**TYPES, "age": "interval_year_month"}
+    types = {**TYPES, "ages": "array<interval_year_month>"}
     rows = rows_of_photos(3)
-    service.add("photos", types).put(rows.append_column("age", rows["id"]))
+    service.add("photos", types).put(rows.append_column("ages", rows["id"]))
     service.add("parts", TYPES, "pt").put(rows, "pt=1")
     service.add("view", TYPES, is_view=True)
 

@@ -5,10 +5,11 @@ which is the same in every session as long as the table does not change: so whet
 is looked at whenever a session begins.
 
 Rows come as records, which cost half of what Arrow does, whose checksums go over all data twice;
-as Arrow where a reserved column has a type that records lose. A stream that is cut, reset or
-damaged is asked for again from the next row on; what counts of it are the rows whose checksum was
-right. The service does not send more than what is taken off it, so that a range may be longer than
-the block at hand: the next block then comes without a pause.
+as Arrow where a reserved column has a type that records lose. Intervals of months do not travel as
+Arrow, and come as records beside it, as numbers of months. A stream that is cut, reset or damaged
+is asked for again from the next row on; what counts of it are the rows whose checksum was right.
+The service does not send more than what is taken off it, so that a range may be longer than the
+block at hand: the next block then comes without a pause.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
@@ -175,13 +177,18 @@ class MaxComputeSource:
         return session
 
     def _make_readable(self, session: TableDownloadSession) -> None:
-        """Have pyodps take columns as text: JSON, which is, and what is not asked for.
+        """Have pyodps take some columns for others.
 
-        It reads no Arrow from a table with a column whose type it has no Arrow type for.
+        JSON is text. Months are numbers, and come as such. What is not asked for may be anything,
+        but that pyodps reads no Arrow from a table with a type which it has no Arrow type for.
         """
-        for column in session.schema.simple_columns:
+        columns = session.schema.simple_columns
+        self._months = [it.name for it in columns if it.type == types.interval_year_month]
+        for column in columns:
             is_asked_for = column.name in self._columns.needed
-            if isinstance(column.type, types.Json) or not (is_asked_for or _has_arrow(column.type)):
+            if column.name in self._months:
+                column.type = types.bigint
+            elif column.type == types.json or not (is_asked_for or _has_arrow(column.type)):
                 column.type = types.string
         session.schema.build_snapshot()
 
@@ -264,15 +271,32 @@ class MaxComputeSource:
     def _batches(
         self, session: TableDownloadSession, start: int, count: int, columns: list[str]
     ) -> Iterator[Rows]:
-        """Yield rows in batches, from a stream of Arrow."""
-        with closing(session.open_arrow_reader(start, count, columns=columns)) as reader:
+        """Yield rows in batches, from a stream of Arrow, and one of records for the months."""
+        months = [name for name in columns if name in self._months]
+        others = [name for name in columns if name not in months]
+        with (
+            closing(_values(session, start, count, months)) as values,
+            closing(session.open_arrow_reader(start, count, columns=others)) as reader,
+        ):
             for batch in reader:
                 keys = {
                     name: key_values(_retyped(batch, name, session.schema[name].type))
                     for name in self._columns.reserved
-                    if name in columns
+                    if name in others
                 }
+                beside = list(islice(values, batch.num_rows))
+                keys |= {name: [row[place] for row in beside] for place, name in enumerate(months)}
                 yield cells_of(batch.column(self._columns.image)), keys
+
+
+def _values(
+    session: TableDownloadSession, start: int, count: int, columns: list[str]
+) -> Generator[Sequence[Any]]:
+    """Yield the values of columns that come as records, row by row."""
+    if columns:
+        with session.open_record_reader(start, count, columns=columns) as reader:
+            for record in reader:
+                yield record.values
 
 
 def _retyped(batch: pa.RecordBatch, name: str, kind: Any) -> pa.Array[Any]:
