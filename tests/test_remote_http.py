@@ -106,6 +106,9 @@ def test_a_file_comes_whole_in_every_wrapping(
 
     for path, answer in wrappings.items():
         assert client.fetch(server.put(path, answer)) == BODY, path
+    for path, answer in {"/empty": Answer(b""), "/none": Answer(**chunked())}.items():
+        assert client.fetch(server.put(path, answer)) == b""
+        assert server.requests[path] == 1
 
 
 def test_a_connection_is_used_again(server: HttpServer, remote: Callable[..., HttpRemote]) -> None:
@@ -130,6 +133,8 @@ BROKEN = [
     (Answer(raw=lambda: iter([b"HTTP/1.1 200 OK\r\nServer: x\r\n"])), "the connection broke off"),
     (Answer(raw=lambda: iter([b"SSH-2.0-OpenSSH\r\n"])), "the connection broke off"),
     (Answer(**chunked(BODY[:1000], end=b"")), "the connection broke off"),
+    (Answer(**chunked(end=b"")), "the connection broke off"),
+    (Answer(length=None), "the answer is empty"),
     (Answer(**chunked(BODY[:1000], end=b"5\r\nab")), "the connection broke off"),
     (Answer(status=408), "408 Request Timeout"),
     (Answer(status=429), "429 Too Many Requests"),

@@ -69,7 +69,7 @@ def stream_body(
             raise DownloadError(f"more bytes come than {key}, {limit}")
         yield piece
     deadline.check()  # whoever has cut the connection off, the body ends there
-    if not n_bytes and announced is None:
+    if not n_bytes and announced is None and not getattr(response, "chunked", False):
         raise Again("the answer is empty")
     if unpacker and not unpacker.is_whole:
         raise Again(f"the {response.headers['content-encoding']} stream is cut short")
