@@ -62,7 +62,7 @@ def stages() -> list[dict[str, Any]]:
     from evmp.job import load_job
     from evmp.metrics import Board
     from evmp.pipeline import Worker
-    from evmp.run import make_plan
+    from evmp.plan import make_plan
 
     with tempfile.TemporaryDirectory(dir=workload.CACHE) as folder:
         network, table = str(workload.network() / "model.pt"), str(workload.table(20))

@@ -47,7 +47,7 @@ def measure(work: str, n_rows: int, folder: str) -> dict[str, float]:
     from evmp.job import load_job
     from evmp.metrics import Board
     from evmp.pipeline import Worker
-    from evmp.run import make_plan
+    from evmp.plan import make_plan
 
     network, out = str(workload.network() / "model.pt"), f"{folder}/out.jsonl"
     table = str(workload.table(n_rows))

@@ -27,7 +27,7 @@ from evmp.ring import Mark
 from evmp.value import mask
 
 if TYPE_CHECKING:
-    from evmp.run import Plan
+    from evmp.plan import Plan
 
 
 def check_job(plan: Plan) -> str:

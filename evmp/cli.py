@@ -21,8 +21,8 @@ from evmp import __version__, logs
 from evmp.errors import ConfigError, EvmpError, Interrupted
 
 if TYPE_CHECKING:
+    from evmp.plan import Plan
     from evmp.report import Report
-    from evmp.run import Plan
     from evmp.sbatch import Kind
 
 EXAMPLES = """
@@ -134,9 +134,10 @@ def command(
     if retry_failed and (fresh or check):
         raise click.UsageError("--retry-failed does not go with --fresh or --check")
     from evmp.job import load_job
+    from evmp.plan import make_plan
     from evmp.progress import Quiet, open_display
     from evmp.rank import find_rank
-    from evmp.run import Run, make_plan
+    from evmp.run import Run
 
     job = load_job(config, overrides)
     rank = find_rank(job, worker)

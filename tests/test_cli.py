@@ -125,8 +125,8 @@ def test_check_finds_what_a_run_would_find(table_job: JobFolder) -> None:
 
 def test_bug_is_70_and_says_that_it_is_one(table_job: JobFolder) -> None:
     code = (
-        "import evmp.cli, evmp.run\n"
-        "evmp.run.make_plan = lambda *_: 1 // 0\n"
+        "import evmp.cli, evmp.plan\n"
+        "evmp.plan.make_plan = lambda *_: 1 // 0\n"
         "evmp.cli.main(['--config', 'job.yaml'])"
     )
     done = subprocess.run(

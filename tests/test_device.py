@@ -30,8 +30,8 @@ from evmp.model.device import Cpu, Device, Gpu
 from evmp.model.network import BatchNetwork
 from evmp.model.package import load_package
 from evmp.pipeline import Worker
+from evmp.plan import make_plan
 from evmp.ring import Ring
-from evmp.run import make_plan
 
 GPU = pytest.param(Gpu, marks=pytest.mark.needs_cuda)
 

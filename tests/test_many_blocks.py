@@ -17,8 +17,8 @@ import pytest
 
 from evmp.grid import Block, Grid
 from evmp.ledger import Ledger
+from evmp.plan import MAX_BLOCK_ROWS, MIN_BLOCK_ROWS
 from evmp.publish import check_cover
-from evmp.run import MAX_BLOCK_ROWS, MIN_BLOCK_ROWS
 from evmp.storage import Storage
 from evmp.storage.local import LocalStorage
 

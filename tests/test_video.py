@@ -24,7 +24,7 @@ from PIL import Image
 
 from evmp.errors import DecodeError
 from evmp.job import Job
-from evmp.run import choose_block_rows
+from evmp.plan import choose_block_rows
 from evmp.video.container import OpenVideo
 from evmp.video.frames import Frames
 from evmp.video.index import Index, index_of

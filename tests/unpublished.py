@@ -19,9 +19,10 @@ from evmp.job import Job
 from evmp.key import table_field
 from evmp.layout import plan_layout
 from evmp.ledger import Commit, Ledger
+from evmp.plan import Plan
 from evmp.progress import Quiet
 from evmp.publish import publish
-from evmp.run import Plan, Run
+from evmp.run import Run
 from evmp.sink import Record, open_sink
 from evmp.source import SourceInfo
 from evmp.stage import error_result
