@@ -11,6 +11,7 @@
     ├── Interrupted (130/143) stopped by SIGINT or SIGTERM
     ├── DecodeError           one row's image or text; becomes its result, never the job's end
     ├── DownloadError         one row's file on another machine; likewise
+    │   └── MissingError      there is no such file
     └── CustomCodeError       what users' code does wrong with a row; likewise
 
 A bad record is data, a bad job is an exception. Messages are lower case and say what, where, got,
@@ -115,6 +116,10 @@ class DecodeError(EvmpError):
 
 class DownloadError(EvmpError):
     """One row's file cannot be fetched; likewise."""
+
+
+class MissingError(DownloadError):
+    """There is no such file."""
 
 
 class CustomCodeError(EvmpError):

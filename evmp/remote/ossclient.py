@@ -1,8 +1,8 @@
 """Where an `oss://` path is, and who asks for it: oss2's buckets over connections of our own.
 
-oss2 signs the requests and knows the errors; it tries nothing again. The credentials go along with
-each request, a session's token in plain, and rows are not to say where to: only hosts that the job
-names, and OSS's own, are asked.
+oss2 signs the requests and knows the errors; it neither tries again nor compares the CRC of what is
+read in pieces, so that is done here. The credentials go along with each request, a session's token
+in plain, and rows are not to say where to: only hosts that the job names, and OSS's own, are asked.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from xml.etree import ElementTree
 
 import oss2
 import requests
 from oss2.exceptions import ClientError, InconsistentError, OssError, RequestError
+from oss2.utils import Crc64
 
 from evmp.credentials import ALIBABA_CLOUD, OSS, CredentialsUnavailable, open_provider
-from evmp.errors import CredentialsError, DownloadError
+from evmp.errors import CredentialsError, DownloadError, MissingError
+from evmp.remote import Piece
+from evmp.remote.body import read_body, size_of, version_of
 from evmp.remote.connection import Guard, Pools
-from evmp.remote.failure import failure_of
+from evmp.remote.failure import dismiss, failure_of, told
 from evmp.remote.retry import Again, Deadline
 from evmp.rule import LOCATIONS
 from evmp.value import scheme
@@ -30,6 +34,7 @@ from evmp.value import scheme
 if TYPE_CHECKING:
     from evmp.job import Job
 
+CRC_HEADER: Final = "x-oss-hash-crc64ecma"
 _HOST: Final = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:\d+)?")
 _OWN_HOST: Final = re.compile(r"oss-(?P<region>[a-z0-9-]+?)(-internal)?\.aliyuncs\.com")
 
@@ -134,6 +139,40 @@ class OssClient:
         """That of this thread, within `until`."""
         return self._guard.deadline
 
+    def get(
+        self, bucket: Any, key: str, limit: int, span: tuple[int, int] | None, etag: str = ""
+    ) -> Piece:
+        """Return an object, whose CRC64 is compared, or a part of it; for use within `until`.
+
+        Args:
+            limit: the most bytes of a whole object.
+            span: what part is wanted. An empty object, which has none, comes whole.
+            etag: that the object must have, if any.
+
+        Raises:
+            DownloadError, Again: see `asking`.
+        """
+        deadline, headers = self.deadline, dict[str, str]()
+        if span:
+            headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
+        if etag:
+            headers["If-Match"] = etag
+        with self.asking(deadline):
+            answer = bucket.get_object(key, headers=headers)
+        part = span if answer.status == HTTPStatus.PARTIAL_CONTENT else None
+        response, crc, version = answer.resp.response.raw, Crc64(0), version_of(answer.headers)
+        with told(deadline, self._timeout[1]):
+            try:
+                if part:
+                    data = read_body(response, part[1] - part[0], deadline)
+                    return Piece(part[0], data, size_of(answer.headers, part[0]), version)
+                data = read_body(response, limit, deadline, crc.update)
+            finally:
+                dismiss(response)
+        if crc.crc != int(answer.headers.get(CRC_HEADER, crc.crc)):
+            raise Again("the object has come with another CRC64 than it has")
+        return Piece(0, data, len(data), version)
+
     @contextmanager
     def asking(self, deadline: Deadline) -> Iterator[None]:
         """Turn what oss2 raises into DownloadError or Again."""
@@ -159,6 +198,8 @@ class OssClient:
         except OssError as error:
             if error.code == "InvalidDigest":
                 raise Again("what was sent has come damaged") from None
+            if error.status == 404 and error.code in ("NoSuchKey", ""):  # a head has no code
+                raise MissingError(_message_of(error)) from None
             raise failure_of(error.status, _message_of(error), error.headers) from None
 
     def cut_overdue(self) -> None:

@@ -23,11 +23,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeVar
 from oss2.exceptions import OssError
 from oss2.utils import Crc64, content_md5
 
-from evmp.errors import ConfigError, DownloadError
-from evmp.remote.body import read_body
-from evmp.remote.failure import dismiss, told
-from evmp.remote.oss import CRC_HEADER
-from evmp.remote.ossclient import OssClient, Places
+from evmp.errors import ConfigError, DownloadError, MissingError
+from evmp.remote.ossclient import CRC_HEADER, OssClient, Places
 from evmp.remote.retry import Again, Deadline, persist
 from evmp.storage import Status, Storage
 from evmp.storage.upload import PART_BYTES, Once, Upload, forbidding, never
@@ -118,7 +115,7 @@ class OssStorage:
 
     def read(self, name: str) -> bytes:
         """Get it in one request; see Storage."""
-        return self.ask(lambda bucket: self._get(bucket, name, {}), name)
+        return self._get(name, None)
 
     def read_all(self, names: Sequence[str]) -> Iterator[bytes]:
         """Get several at once; see Storage."""
@@ -137,10 +134,8 @@ class OssStorage:
             raise OSError(errno.EIO, packed, self.uri(name))
         while at < last:
             end = min(at + PART_BYTES, last)
-            wanted = {"If-Match": head.etag}
-            if end - at < head.size:  # what comes whole is compared, and asked for again
-                wanted["Range"] = f"bytes={at}-{end - 1}"
-            chunk = self.ask(partial(self._get, name=name, headers=wanted), name)
+            # What comes whole is compared, and asked for again.
+            chunk = self._get(name, (at, end) if end - at < head.size else None, head.etag)
             if len(chunk) != end - at:
                 raise OSError(errno.EIO, "a range has come with another length", self.uri(name))
             crc.update(chunk)
@@ -355,11 +350,14 @@ class OssStorage:
             bucket = client.bucket(self.place, enable_crc=True)
 
             def once() -> T:
-                with client.asking(deadline), self._finding(name):
+                with client.asking(deadline):
                     return attempt(bucket)
 
             with client.keeping(deadline):
                 return persist(once, deadline, MAX_RETRIES)
+        except MissingError:
+            strerror = os.strerror(errno.ENOENT)
+            raise FileNotFoundError(errno.ENOENT, strerror, self.uri(name)) from None
         except DownloadError as error:
             raise OSError(errno.EIO, str(error), self.uri(name)) from None
 
@@ -369,29 +367,12 @@ class OssStorage:
             self._client, self._pid = OssClient(self._job, N_CONNECTIONS), os.getpid()
         return self._client
 
-    @contextmanager
-    def _finding(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except OssError as error:
-            if error.status != 404 or error.code not in ("NoSuchKey", ""):
-                raise
-            strerror = os.strerror(errno.ENOENT)
-            raise FileNotFoundError(errno.ENOENT, strerror, self.uri(name)) from None
+    def _get(self, name: str, span: tuple[int, int] | None, etag: str = "") -> bytes:
+        def attempt(bucket: Any) -> bytes:
+            client = self._own_client()
+            return client.get(bucket, self.key(name), sys.maxsize, span, etag).data
 
-    def _get(self, bucket: Any, name: str, headers: dict[str, str]) -> bytes:
-        """Get an object, whose CRC64 is compared, or a range of it."""
-        deadline = self._own_client().deadline
-        answer, crc = bucket.get_object(self.key(name), headers=headers), Crc64(0)
-        response = answer.resp.response.raw
-        with told(deadline, self._job.read_timeout_seconds):
-            try:
-                body = read_body(response, sys.maxsize, deadline, crc.update)
-            finally:
-                dismiss(response)
-        if "Range" not in headers and crc.crc != int(answer.headers.get(CRC_HEADER, crc.crc)):
-            raise Again("the object has come with another CRC64 than it has")
-        return body
+        return self.ask(attempt, name)
 
     def _name(self, key: str) -> str:
         return key[len(self._prefix) :]
