@@ -87,8 +87,13 @@ class LocalStorage:
         yield self._root / name
 
     def stat(self, name: str) -> Status:
-        """Look at the file; see Storage."""
-        it = os.stat(self._root / name)
+        """Open the file and look at it; see Storage.
+
+        By its name alone NFS tells what it has in mind, up to a minute old; an opened one it asks
+        the server about.
+        """
+        with _opened(self._root / name) as fd:
+            it = os.fstat(fd)
         return Status(it.st_size, it.st_mtime, f"{it.st_ino:x}-{it.st_mtime_ns:x}-{it.st_size:x}")
 
     def names(self, folder: str, start: str = "") -> list[str]:
@@ -158,8 +163,14 @@ def _write(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def _sync(path: Path) -> None:
+    with _opened(path) as fd:
+        os.fsync(fd)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        os.fsync(fd)
+        yield fd
     finally:
         os.close(fd)
