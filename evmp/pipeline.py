@@ -47,6 +47,7 @@ from evmp.scout import Scout, mark_failed
 from evmp.stage import Stage, put_failure, run_stage
 from evmp.supervisor import Post, Supervisor
 from evmp.textpredictor import TextPredictor
+from evmp.video.spool import Spool
 from evmp.video.task import give_up, rows_of
 from evmp.videodecoder import VideoDecoder
 from evmp.writer import Writer
@@ -108,6 +109,7 @@ class Worker:
         self._caller, self._lease = Caller(code), lease
         self._agenda: Agenda
         self._rings: list[Ring]
+        self._spool: Spool
         self._most_items = 0  # all
 
     def run(self) -> int:
@@ -180,6 +182,9 @@ class Worker:
             Ring(hop.name, hop.n_batches, hop.batch_rows, hop.row_bytes)
             for hop in self._layout.hops
         ]
+        if self._job.is_input_video:
+            rows, segments, *_ = self._rings
+            self._spool = Spool(segments.n_slots, rows.row_bytes)
 
     def _supervise(self) -> None:
         self._make_rings()
@@ -231,6 +236,7 @@ class Worker:
             "scout": lambda number: Scout(
                 self._job,
                 self._rings,
+                self._spool,
                 self._seats[number],
                 number,
                 self.is_draining,
@@ -273,7 +279,7 @@ class Worker:
         fit, seat = None if uses_samples(self._job) else self._fit(), self._seats[number]
         if self._job.is_input_video:
             _, segments, *later = self._rings
-            return VideoDecoder(self._job, fit, segments, later, seat, number)
+            return VideoDecoder(self._job, fit, segments, later, self._spool, seat, number)
         before, after = self._rings_around(number)
         return Decoder(self._job, fit, before, after, self._rings[-1], seat, number)
 

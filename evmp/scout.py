@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +31,7 @@ from evmp.video.container import OpenVideo, check_installed
 from evmp.video.footage import FootageOpener
 from evmp.video.index import index_of
 from evmp.video.segment import Segment, segments_of
+from evmp.video.spool import Spool
 from evmp.video.task import FAILURE_BYTES, TROUBLES, Footage, Task, failure_of
 
 if TYPE_CHECKING:
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
 KEEP_BYTES: Final = 1 << 20  # memory that a slot may keep after a large payload
 NAMES: Final = ("video", "image")  # of the member of a JSON line that says where the video is
 ALL: Final = 1 << 32  # tasks of a row are fewer
-MAX_COPIED_BYTES: Final = 4 << 20  # of a video that each of its tasks holds; a longer one has one
 IDLE_LOOKS: Final = 10  # without a row, before an open batch is filled up
 
 
@@ -48,6 +49,7 @@ class Scout:
     Args:
         job: limits and options.
         rings: of the worker: of rows, of segments, and the later ones, of frames or clips.
+        spool: where to lay videos that come in cells.
         seat, number: where to count, and as whom to claim.
         is_draining: whether to stop at the next row.
         most: plan so many frames or clips of each video at most; for a rehearsal.
@@ -57,6 +59,7 @@ class Scout:
         self,
         job: Job,
         rings: Sequence[Ring],
+        spool: Spool,
         seat: Seat,
         number: int,
         is_draining: Callable[[], bool],
@@ -64,6 +67,8 @@ class Scout:
     ) -> None:
         self._job, self._seat, self._number = job, seat, number
         self._rows, self._segments, *self._later = rings
+        self._spool = spool
+        self._spooled = deque[tuple[int, int]]()  # videos, and the tasks that they end before
         self._is_draining, self._most = is_draining, most
         self._stride = math.lcm(*(ring.n_rows for ring in self._later))
         n_places = min(ring.n_slots * ring.n_rows for ring in self._later)
@@ -75,7 +80,7 @@ class Scout:
     def open(self) -> None:
         """Get ready to open videos."""
         check_installed()
-        self._opener = FootageOpener(self._job)
+        self._opener = FootageOpener(self._job, self._spool)
         self._segments.populate(1)
 
     def run(self) -> None:
@@ -103,6 +108,7 @@ class Scout:
         for place, (task, n_rows, is_last) in enumerate(self._tasks(r, header)):
             if place >= n_published and self._publish(header.row, task, n_rows, place, is_last):
                 break
+        self._spooled.append((r, self._m))
         self._seat.add(Counter.ROWS, 1)
 
     def _n_published(self, row: int) -> int:
@@ -120,7 +126,7 @@ class Scout:
         try:
             if header.mark == Mark.ERROR:
                 raise DecodeError(str(payload, "utf-8"))
-            footage, members = self._footage(header.kind, payload)
+            footage, members = self._footage(r, header.kind, payload)
             for it in self._planned(footage):
                 task = Task(r, keys, footage, members, it)
                 yield task, it.n_items + it.is_last, it.is_last
@@ -139,10 +145,11 @@ class Scout:
                 f"{self._job.max_video_seconds:g}"
             )
         self._seat.add(Counter.MILLISECONDS, round(1000 * index.duration_seconds))
-        enough = self._enough if len(footage.data) <= MAX_COPIED_BYTES else None
-        yield from segments_of(index, self._job, enough, self._most)
+        yield from segments_of(index, self._job, self._enough, self._most)
 
-    def _footage(self, kind: int, payload: memoryview) -> tuple[Footage, dict[str, Any] | None]:
+    def _footage(
+        self, r: int, kind: int, payload: memoryview
+    ) -> tuple[Footage, dict[str, Any] | None]:
         members = None
         if kind == Kind.SAMPLE:
             members = orjson.loads(payload)
@@ -153,11 +160,24 @@ class Scout:
             case Kind.URL:
                 return Footage(url=str(payload, "utf-8")), members
             case Kind.BASE64:
-                scratch = bytearray(base64_room(payload))
-                length = decode_base64(self._job, payload, scratch)
-                return Footage(data=bytes(memoryview(scratch)[:length])), None
+                return Footage(cell=r, n_bytes=self._lay_down(r, payload)), None
             case _:
                 raise FetchError(str(payload, "utf-8", "replace"))
+
+    def _lay_down(self, r: int, payload: memoryview) -> int:
+        """Decode a cell into the spool. Returns how many bytes it holds."""
+        scratch = bytearray(base64_room(payload))
+        length, limit = decode_base64(self._job, payload, scratch), self._job.max_video_bytes
+        if length > limit:
+            raise FetchError(f"{length} bytes exceed max_video_bytes {limit}")
+        self._wait()
+        self._spool.write(r, memoryview(scratch)[:length])
+        return length
+
+    def _tidy(self) -> None:
+        """Free the spool of videos all of whose tasks are released."""
+        while self._spooled and self._spooled[0][1] <= self._segments.cursor:
+            self._spool.free(self._spooled.popleft()[0])
 
     # --- publishing ---------------------------------------------------------------------------
 
@@ -186,15 +206,21 @@ class Scout:
             self._put(last._replace(next=self._n, width=n_rows, mark=Mark.EMPTY), b"")
 
     def _put(self, header: Header, data: bytes) -> None:
+        self._wait()
+        self._segments.put(self._m, header, data)
+        self._m += 1
+
+    def _wait(self) -> None:
+        """Wait until there is room for the next task."""
         while not self._segments.is_open(self._m):
             self._seat.enter(State.WAITING)
             self._segments.wait_open(self._m, HEARTBEAT_SECONDS)
         self._seat.enter(State.BUSY)
-        self._segments.put(self._m, header, data)
-        self._m += 1
+        self._tidy()
 
     def _idle(self) -> bool:
         """Let what waits for nothing but its neighbours go on, where no rows come for a while."""
+        self._tidy()
         self._n_idle += 1
         if self._n_idle == IDLE_LOOKS:
             self._fill_up()

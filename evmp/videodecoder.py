@@ -27,6 +27,7 @@ from evmp.video.frames import Frames
 from evmp.video.part import Of, Part, leave_part
 from evmp.video.picture import Display
 from evmp.video.segment import Clips, Wanted, clips_of
+from evmp.video.spool import Spool
 from evmp.video.task import TROUBLES, Task, failure_of, rows_of
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class VideoDecoder:
         job: limits and options.
         fit: how an image becomes the model's input; None hands samples on.
         segments, later: the ring of tasks, and those behind it.
+        spool: where videos of cells are.
         seat, number: where to count, and as whom to claim.
     """
 
@@ -69,11 +71,12 @@ class VideoDecoder:
         fit: Fit | None,
         segments: Ring,
         later: Sequence[Ring],
+        spool: Spool,
         seat: Seat,
         number: int,
     ) -> None:
         self._job, self._fit, self._clips = job, fit, clips_of(job)
-        self._segments, self._later = segments, later
+        self._segments, self._later, self._spool = segments, later, spool
         self._pixels, self._results = later[0], later[-1]
         self._seat, self._number = seat, number
         self._opener: FootageOpener
@@ -87,7 +90,7 @@ class VideoDecoder:
     def open(self) -> None:
         """Get ready to open videos, and fault the memory in."""
         check_installed()
-        self._opener = FootageOpener(self._job)
+        self._opener = FootageOpener(self._job, self._spool)
         self._display = Display(self._job.reshape_size, self._job.max_image_pixels)
         self._pixels.populate(self._pixels.row_bytes if self._fit else 1)
 

@@ -199,10 +199,17 @@ def test_clips_overlap_and_carry_their_times(job: JobFolder, make_table: MakeTab
     assert [clip["result"]["ids"] for clip in short["clips"]] == [[0, 2, 5, 7]]
 
 
-def test_kills_lose_and_repeat_nothing(job: JobFolder) -> None:
+def test_kills_lose_and_repeat_nothing(job: JobFolder, make_table: MakeTable) -> None:
     (job.path / "mine.py").write_text(MINE)
-    write_list(job, {f"{i}.mp4": make_clip(300, g=30, bf=2, preset="ultrafast") for i in range(4)})
-    keys = {**CLIPS, "sample_fps": 0, "num_worker": 1, "preprocess_thread_num": 2}
+    make_table(job.path / "in.parquet", [make_clip(300, g=30, preset="ultrafast", bf=2)] * 4)
+    keys = {
+        **CLIPS,
+        "input_table": "in.parquet",
+        "input_oss_file": None,
+        "reserved_columns": "id",
+        "sample_fps": 0,
+        "preprocess_thread_num": 2,
+    }
     expected = job.do(**keys)
     job.write(**{**keys, "output_oss_file": "again.jsonl"})
 

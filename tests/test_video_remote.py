@@ -15,7 +15,7 @@ from test_remote_http import job_of
 
 from evmp.errors import DownloadError
 from evmp.remote import AnyRemote
-from evmp.video.footage import N_PIECES, PIECE_BYTES, RemoteFile
+from evmp.video.footage import N_PIECES, PIECE_BYTES, Pieces, RangeFile
 
 BODY = os.urandom(PIECE_BYTES * 6 + 1234)
 
@@ -47,8 +47,8 @@ def remote() -> Iterator[Callable[..., AnyRemote]]:
         one.close()
 
 
-def whole(file: RemoteFile) -> bytes:
-    found = bytearray()
+def whole(pieces: Pieces) -> bytes:
+    file, found = RangeFile(pieces.size, pieces.read), bytearray()
     while data := file.read(300_000):
         found += data
     return bytes(found)
@@ -58,25 +58,26 @@ def test_file_of_a_web_server_is_read_in_pieces(
     server: HttpServer, remote: Callable[..., AnyRemote]
 ) -> None:
     url = server.put("/a.mp4", Answer(BODY, has_parts=True))
-    file = RemoteFile(remote(), url, 1 << 30)
+    pieces = Pieces(remote(), url, 1 << 30)
 
-    assert whole(file) == BODY
+    assert whole(pieces) == BODY
     assert server.requests["/a.mp4"] == 7
 
+    file = RangeFile(pieces.size, pieces.read)
     assert file.seek(-10, os.SEEK_END) == len(BODY) - 10
     assert file.read(100) == BODY[-10:]
     assert file.seek(PIECE_BYTES - 3) == PIECE_BYTES - 3
     assert file.read(10) + file.read(7) == BODY[PIECE_BYTES - 3 : PIECE_BYTES + 7]
     assert file.tell() == PIECE_BYTES + 7
-    assert len(file._pieces) <= N_PIECES
+    assert len(pieces._pieces) <= N_PIECES
 
 
 def test_object_of_oss_is_read_in_pieces(oss: OssServer, remote: Callable[..., AnyRemote]) -> None:
     oss.objects["bkt"] = {"a.mp4": BODY, "empty": b""}
     client = remote(ossHost=oss.endpoint)
 
-    assert whole(RemoteFile(client, "oss://bkt/a.mp4", 1 << 30)) == BODY
-    assert whole(RemoteFile(client, "oss://bkt/empty", 1 << 30)) == b""
+    assert whole(Pieces(client, "oss://bkt/a.mp4", 1 << 30)) == BODY
+    assert whole(Pieces(client, "oss://bkt/empty", 1 << 30)) == b""
 
 
 @pytest.mark.parametrize(
@@ -95,16 +96,17 @@ def test_what_cannot_be_read_in_pieces_is_told(
     url = server.put("/a.mp4", *answers)
 
     with pytest.raises(DownloadError, match=message):
-        RemoteFile(remote(max_row_bytes=1 << 20), url, 1 << 20)
+        Pieces(remote(max_row_bytes=1 << 20), url, 1 << 20)
 
 
 def test_small_file_of_a_server_without_parts_is_read_whole(
     server: HttpServer, remote: Callable[..., AnyRemote]
 ) -> None:
     url = server.put("/a.mp4", Answer(BODY))
-    file = RemoteFile(remote(max_row_bytes=1 << 30), url, 1 << 30)
+    pieces = Pieces(remote(max_row_bytes=1 << 30), url, 1 << 30)
 
-    assert whole(file) == BODY
+    assert whole(pieces) == BODY
+    file = RangeFile(pieces.size, pieces.read)
     assert file.seek(5) == 5
     assert file.read(10) == BODY[5:15]
     assert server.requests["/a.mp4"] == 1
@@ -119,10 +121,10 @@ def test_file_that_changes_while_it_is_read_is_refused(
         Answer(BODY, headers=old, has_parts=True),
         Answer(BODY, headers=new, has_parts=True),
     )
-    file = RemoteFile(remote(), url, 1 << 30)
+    pieces = Pieces(remote(), url, 1 << 30)
 
     with pytest.raises(DownloadError, match="has changed while it was read"):
-        whole(file)
+        whole(pieces)
 
 
 def test_job_over_remote_videos_gives_what_local_ones_give(

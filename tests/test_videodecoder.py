@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import pickle
+import signal
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -14,25 +15,31 @@ import numpy as np
 import orjson
 import pytest
 from clip import make_clip
+from forked import die_before_line, fork, wait
 from httpserver import Answer, serving
 from PIL import Image
 from test_video import make_job
 
+import evmp.scout
+import evmp.video.footage
+import evmp.video.spool
 from evmp.metrics import Board
 from evmp.pipeline import Worker
 from evmp.ring import MAX_ATTEMPTS, Header, Mark, Ring
 from evmp.sample import unpack
-from evmp.scout import MAX_COPIED_BYTES, Scout, mark_failed
+from evmp.scout import Scout, mark_failed
 from evmp.source import Kind
 from evmp.video.container import OpenVideo
 from evmp.video.gathering import Gathering
 from evmp.video.index import index_of
 from evmp.video.part import Of, part_of
 from evmp.video.segment import segments_of
+from evmp.video.spool import Spool
 from evmp.video.task import FAILURE_BYTES, Footage, Task, give_up, rows_of
 from evmp.videodecoder import VideoDecoder
 
 SCOUT, DECODER = 1, 2
+SCOUTING = tuple(it.__file__ for it in (evmp.scout, evmp.video.footage, evmp.video.spool))
 
 
 class World:
@@ -43,14 +50,16 @@ class World:
         paths: list[Path],
         sample_bytes: int = 1 << 20,
         task_bytes: int = 1 << 20,
+        n_segments: int = 32,
         **keys: Any,
     ) -> None:
         self.job = make_job(**keys)
         self.rows = Ring("videos", 8, 1, 16 << 20)
-        self.segments = Ring("segments", 32, 1, task_bytes)
+        self.segments = Ring("segments", n_segments, 1, task_bytes)
         self.samples = Ring("samples", 512, 1, sample_bytes)
         self.results = Ring("results", 512, 1, 1 << 20)
         self.rings = [self.rows, self.segments, self.samples, self.results]
+        self.spool = Spool(self.segments.n_slots, self.rows.row_bytes)
         self.seats = Board(["worker", "scout", "decoder"], 1).workers[0]
         for n, path in enumerate(paths):
             self.rows.set_note(n, pickle.dumps((str(path),)))
@@ -61,9 +70,12 @@ class World:
         self.rows.close(len(paths))
 
     def scout(self) -> None:
-        scout = Scout(self.job, self.rings, self.seats[1], SCOUT, lambda: False)
+        self.scout_of().run()
+
+    def scout_of(self) -> Any:
+        scout = Scout(self.job, self.rings, self.spool, self.seats[1], SCOUT, lambda: False)
         scout.open()
-        scout.run()
+        return scout
 
     def plan(self, path: Path, enough_items: int | None, url: str = "") -> None:
         """Do the scout's work for the first video, and cut it as the test wants."""
@@ -84,7 +96,7 @@ class World:
 
     def decoder(self) -> Any:
         decoder = VideoDecoder(
-            self.job, None, self.segments, self.rings[2:], self.seats[2], DECODER
+            self.job, None, self.segments, self.rings[2:], self.spool, self.seats[2], DECODER
         )
         decoder.open()
         return decoder
@@ -130,6 +142,12 @@ def clip(tmp_path: Path) -> Callable[..., Path]:
         return tmp_path / name
 
     return clip
+
+
+def tasks_of(world: World) -> list[tuple[Header, bytes]]:
+    assert world.segments.end is not None
+    segments, numbers = world.segments, range(world.segments.end)
+    return [(segments.header(m), bytes(segments.data(m))) for m in numbers]
 
 
 def facts(n_frames: int) -> dict[str, Any]:
@@ -383,21 +401,72 @@ def test_task_that_just_fits_can_be_given_up(clip: Callable[..., Path]) -> None:
     assert tight.found()[-1]["n_frames"] == 600
 
 
-@pytest.mark.parametrize(("size", "n_tasks"), [("small", 2), ("large", 1)])
-def test_large_video_in_a_cell_is_copied_once(
-    clip: Callable[..., Path], size: str, n_tasks: int
-) -> None:
-    path = clip("a.base64", 500, g=30, preset="ultrafast")
-    if size == "large":
-        with open(path, "ab") as file:  # a box that nobody looks into
-            n_bytes = MAX_COPIED_BYTES
-            file.write(n_bytes.to_bytes(4, "big") + b"free" + bytes(n_bytes - 8))
-    world = World([path], task_bytes=MAX_COPIED_BYTES * 2)
+def test_large_video_in_a_cell_is_cut_for_all_decoders(clip: Callable[..., Path]) -> None:
+    path = clip("a.base64", 900, g=30, preset="ultrafast")
+    with open(path, "ab") as file:  # a box that nobody looks into
+        n_bytes = 5 << 20
+        file.write(n_bytes.to_bytes(4, "big") + b"free" + bytes(n_bytes - 8))
+    world = World([path])
     world.scout()
-    world.decode()
+    decoders = [world.decoder(), world.decoder()]
 
-    assert world.segments.end == n_tasks
-    assert world.found() == [*range(0, 500, 5), facts(500)]
+    assert world.segments.end == 4
+    for m in range(4):
+        decoders[m % 2]._work(world.segments.header(m), world.segments.data(m))
+
+    assert world.found() == [*range(0, 900, 5), facts(900)]
+
+
+def test_cells_take_turns_in_the_spool(clip: Callable[..., Path]) -> None:
+    world = World([clip(f"{i}.base64", 20 + i) for i in range(8)], n_segments=2)
+
+    decoders = [fork(world.decode) for _ in range(2)]
+    world.scout()
+
+    assert [wait(pid) for pid in decoders] == [0, 0]
+    frames = [[*range(0, 20 + i, 5), facts(20 + i)] for i in range(8)]
+    assert world.found() == [it for each in frames for it in each]
+
+
+def test_scout_killed_at_any_line_lays_down_the_same(clip: Callable[..., Path]) -> None:
+    paths = [clip("a.base64", 400, g=30, preset="ultrafast"), clip("b.base64", 20)]
+    whole = World(paths)
+    whole.scout()
+    tasks = tasks_of(whole)
+
+    code, n_kills = -signal.SIGKILL, 0
+    while code:
+        world = World(paths)
+
+        def scout(n_lines: int = 12 * n_kills, world: World = world) -> None:
+            die_before_line(iter(range(n_lines)), SCOUTING)
+            world.scout()
+
+        code = wait(fork(scout))
+        world.rows.recover(SCOUT, lambda r: False, None)
+        world.scout()
+        n_kills += 1
+
+        assert tasks_of(world) == tasks
+        for n in range(2):
+            data = paths[n].read_bytes()
+            assert world.spool.read(n, 0, len(data)) == data
+    assert n_kills > 10
+
+
+def test_memory_of_a_cell_goes_back_when_its_video_is_done(clip: Callable[..., Path]) -> None:
+    world = World([clip("a.base64", 20), clip("b.base64", 20)])
+    scout = world.scout_of()
+    scout._publish_video(0)
+    assert any(world.spool.read(0, 0, 1000))
+    world.decoder()._work(world.segments.header(0), world.segments.data(0))
+    assert world.segments.claim(DECODER, 0.0) == 0
+    world.segments.release(0, DECODER)
+
+    scout._publish_video(1)
+
+    assert not any(world.spool.read(0, 0, 1000))
+    assert any(world.spool.read(1, 0, 1000))
 
 
 def test_video_in_a_cell_may_be_too_large(clip: Callable[..., Path]) -> None:

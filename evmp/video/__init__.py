@@ -1,5 +1,7 @@
 """Videos: which of their frames a job wants, and what is made of the results.
 
+    footage       a video's bytes as a file, wherever they are
+    spool         those of videos that come in cells
     container     opens a file that may be anything, and reads its packets
     index         when each frame is shown, known from the packets alone
     sampling      which frames are wanted

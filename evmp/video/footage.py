@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import os
 from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from evmp.errors import DownloadError
-from evmp.payload import FetchError, open_regular
+from evmp.payload import open_regular
 from evmp.remote import AnyRemote, Piece, Remote
 from evmp.source.location import shown
 from evmp.value import mask
 
 if TYPE_CHECKING:
     from evmp.job import Job
+    from evmp.video.spool import Spool
     from evmp.video.task import Footage
 
 PIECE_BYTES: Final = 2 << 20
@@ -26,10 +29,11 @@ class FootageOpener:
 
     Args:
         job: says how large they may be, and how to reach those of other machines.
+        spool: where those of cells are.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._job, self._remote = job, AnyRemote(job)
+    def __init__(self, job: Job, spool: Spool) -> None:
+        self._job, self._spool, self._remote = job, spool, AnyRemote(job)
 
     def open(self, footage: Footage) -> BinaryIO:
         """Open a video's file; the caller closes it.
@@ -39,36 +43,33 @@ class FootageOpener:
         """
         limit = self._job.max_video_bytes
         if footage.url:
-            return cast(BinaryIO, RemoteFile(self._remote, footage.url, limit))
-        if not footage.path:
-            if len(footage.data) > limit:
-                raise FetchError(f"{len(footage.data)} bytes exceed max_video_bytes {limit}")
-            return io.BytesIO(footage.data)
-        fd, _ = open_regular(footage.path, limit, "max_video_bytes")
-        return os.fdopen(fd, "rb", buffering=0)
+            pieces = Pieces(self._remote, footage.url, limit)
+            return cast(BinaryIO, RangeFile(pieces.size, pieces.read))
+        if footage.path:
+            fd, size = open_regular(footage.path, limit, "max_video_bytes")
+            read = partial(_read_local, fd)
+            return cast(BinaryIO, RangeFile(size, read, partial(os.close, fd)))
+        read = partial(self._spool.read, footage.cell)
+        return cast(BinaryIO, RangeFile(footage.n_bytes, read))
 
 
-class RemoteFile(io.RawIOBase):
-    """A file of another machine, of which only what is read is fetched, in pieces.
+class RangeFile(io.RawIOBase):
+    """A file that is read from any place.
 
     Args:
-        remote: where it is fetched from.
-        location: of the file.
-        limit: bytes that it may have.
+        size: in bytes.
+        read: returns some bytes of [start, stop), at least one where there are any.
+        release: called when the file is closed.
     """
 
-    def __init__(self, remote: Remote, location: str, limit: int) -> None:
-        self._remote, self._location = remote, location
-        self._pieces: OrderedDict[int, Piece] = OrderedDict()
+    def __init__(
+        self,
+        size: int,
+        read: Callable[[int, int], bytes],
+        release: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._size, self._read, self._release = size, read, release
         self._position = 0
-        first = self._piece(0)
-        self._size, self._version = first.size, first.version
-        if self._size > limit:
-            raise DownloadError(f"{self._name}: {self._size} bytes exceed max_video_bytes {limit}")
-
-    @property
-    def _name(self) -> str:
-        return shown(mask(self._location))
 
     def readable(self) -> bool:
         return True
@@ -85,22 +86,54 @@ class RemoteFile(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes, none at the end.
+        """Return up to `size` bytes, none at the end. Raises what the given `read` does."""
+        stop = self._size if size < 0 else min(self._position + size, self._size)
+        if self._position >= stop:
+            return b""
+        data = self._read(self._position, stop)
+        self._position += len(data)
+        return data
+
+    def close(self) -> None:
+        if not self.closed:
+            super().close()
+            self._release()
+
+
+class Pieces:
+    """A file of another machine, of which only what is read is fetched, in pieces.
+
+    Args:
+        remote: where it is fetched from.
+        location: of the file.
+        limit: bytes that it may have.
+    """
+
+    def __init__(self, remote: Remote, location: str, limit: int) -> None:
+        self._remote, self._location = remote, location
+        self._pieces: OrderedDict[int, Piece] = OrderedDict()
+        first = self._piece(0)
+        self.size, self._version = first.size, first.version
+        if self.size > limit:
+            raise DownloadError(f"{self._name}: {self.size} bytes exceed max_video_bytes {limit}")
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return bytes [start, stop), or as many of them as lie in one piece.
 
         Raises:
             DownloadError: they cannot be had, or the file has changed since it was opened.
         """
-        if self._position >= self._size or size == 0:
-            return b""
-        piece = self._piece(self._position // PIECE_BYTES)
-        if (piece.size, piece.version) != (self._size, self._version):
+        piece = self._piece(start // PIECE_BYTES)
+        if (piece.size, piece.version) != (self.size, self._version):
             raise DownloadError(f"{self._name}: the file has changed while it was read")
-        start = self._position - piece.start
-        data = piece.data[start : start + size] if size > 0 else piece.data[start:]
+        data = piece.data[start - piece.start : stop - piece.start]
         if not data:
             raise DownloadError(f"{self._name}: a part of the file came without its end")
-        self._position += len(data)
         return data
+
+    @property
+    def _name(self) -> str:
+        return shown(mask(self._location))
 
     def _piece(self, number: int) -> Piece:
         if number in self._pieces:
@@ -119,3 +152,7 @@ class RemoteFile(io.RawIOBase):
         while len(self._pieces) > N_PIECES:
             self._pieces.popitem(last=False)
         return piece
+
+
+def _read_local(fd: int, start: int, stop: int) -> bytes:
+    return os.pread(fd, stop - start, start)

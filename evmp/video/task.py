@@ -31,12 +31,14 @@ class Footage:
     Attributes:
         path: of a local file.
         url: of one elsewhere.
-        data: the video itself.
+        cell: its number in the spool.
+        n_bytes: of one in the spool.
     """
 
     path: str = ""
     url: str = ""
-    data: bytes = b""
+    cell: int = -1
+    n_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
