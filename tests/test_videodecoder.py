@@ -469,6 +469,33 @@ def test_memory_of_a_cell_goes_back_when_its_video_is_done(clip: Callable[..., P
     assert any(world.spool.read(1, 0, 1000))
 
 
+def test_file_that_the_system_does_not_give_is_an_error(clip: Callable[..., Path]) -> None:
+    unreadable = Path("/sys/class/net/lo/speed")  # a file, of which no read succeeds
+    world = World([unreadable])
+    world.scout()
+    world.decode()
+
+    (error,) = world.found()
+    assert error["error_stage"] == "read"
+    assert error["error_msg"] == f"{str(unreadable)!r}: invalid argument"
+
+
+def test_file_that_cannot_be_read_further_costs_the_frames_that_are_left(
+    clip: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = clip("a.mp4", 600, g=10, preset="ultrafast")
+    world = World([path], use_image_predictor=False, decode_batch_size=1)
+    world.plan(path, 20)
+    path.unlink()
+    path.symlink_to("/sys/class/net/lo/speed")
+    world.decode()
+
+    error = world.gathered(tmp_path / "reel")
+
+    assert error["error_stage"] == "read"
+    assert "invalid argument" in error["error_msg"]
+
+
 def test_video_in_a_cell_may_be_too_large(clip: Callable[..., Path]) -> None:
     world = World([clip("a.base64", 60)], max_video_bytes=1024)
     world.scout()

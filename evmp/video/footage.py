@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from evmp.errors import DownloadError
-from evmp.payload import open_regular
+from evmp.payload import open_regular, unreadable
 from evmp.remote import AnyRemote, Piece, Remote
 from evmp.source.location import shown
 from evmp.value import mask
@@ -47,7 +47,7 @@ class FootageOpener:
             return cast(BinaryIO, RangeFile(pieces.size, pieces.read))
         if footage.path:
             fd, size = open_regular(footage.path, limit, "max_video_bytes")
-            read = partial(_read_local, fd)
+            read = partial(_read_local, footage.path, fd)
             return cast(BinaryIO, RangeFile(size, read, partial(os.close, fd)))
         read = partial(self._spool.read, footage.cell)
         return cast(BinaryIO, RangeFile(footage.n_bytes, read))
@@ -154,5 +154,8 @@ class Pieces:
         return piece
 
 
-def _read_local(fd: int, start: int, stop: int) -> bytes:
-    return os.pread(fd, stop - start, start)
+def _read_local(path: str, fd: int, start: int, stop: int) -> bytes:
+    try:
+        return os.pread(fd, stop - start, start)
+    except OSError as error:
+        raise unreadable(path, error) from None
