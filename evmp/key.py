@@ -101,10 +101,8 @@ def key_values(column: pa.Array[Any]) -> list[Any]:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        if not _is_text(column.type):
-            raise
-        cells = column.cast(pa.large_binary()).to_pylist()
-        return [None if cell is None else cell.decode("utf-8", "replace") for cell in cells]
+        cells = column.cast(_bytes_of_text(column.type)).to_pylist()
+        return [_text_of_bytes(cell, column.type) for cell in cells]
 
 
 def _cast(column: pa.Array[Any], dtype: pa.DataType, *, safe: bool = True) -> pa.Array[Any]:
@@ -148,6 +146,31 @@ def _carrier(dtype: pa.DataType) -> pa.DataType:
     if pa.types.is_temporal(dtype):
         return pa.int64()
     return _with_nested(dtype, _carrier)
+
+
+def _bytes_of_text(dtype: pa.DataType) -> pa.DataType:
+    """Return `dtype` with bytes in the place of text."""
+    import pyarrow as pa
+
+    return pa.large_binary() if _is_text(dtype) else _with_nested(dtype, _bytes_of_text)
+
+
+def _text_of_bytes(value: Any, dtype: Any) -> Any:
+    """Return a value of `dtype` whose text has come as bytes."""
+    import pyarrow as pa
+
+    if value is None:
+        return None
+    if _is_text(dtype):
+        return value.decode("utf-8", "replace")
+    if _is_list(dtype):
+        return [_text_of_bytes(item, dtype.value_type) for item in value]
+    if isinstance(dtype, pa.StructType):
+        return {field.name: _text_of_bytes(value[field.name], field.type) for field in dtype}
+    if isinstance(dtype, pa.MapType):
+        key, item = dtype.key_type, dtype.item_type
+        return [(_text_of_bytes(k, key), _text_of_bytes(v, item)) for k, v in value]
+    return value
 
 
 def _with_nested(dtype: Any, change: Callable[[Any], pa.DataType]) -> pa.DataType:

@@ -93,6 +93,16 @@ def test_text_that_is_not_utf8_keeps_the_rest_of_it() -> None:
     column = pa.array([b"a\xffb", None, "大".encode()]).view(pa.string())
 
     assert key_values(column) == ["a\ufffdb", None, "大"]
+    offsets = pa.array([0, 1, 1, 3], pa.int32())
+    texts = ["a\ufffdb"], [], [None, "大"]
+    assert key_values(pa.ListArray.from_arrays(offsets, column)) == [*texts]
+    pairs = pa.MapArray.from_arrays(offsets, column.fill_null("k"), column)
+    nested = pa.StructArray.from_arrays([column, pairs, pa.array([1, 2, 3])], ["x", "y", "z"])
+    assert key_values(nested) == [
+        {"x": "a\ufffdb", "y": [("a\ufffdb", "a\ufffdb")], "z": 1},
+        {"x": None, "y": [], "z": 2},
+        {"x": "大", "y": [("k", None), ("大", "大")], "z": 3},
+    ]
 
 
 def test_line_of_a_list_is_text_in_a_table() -> None:
