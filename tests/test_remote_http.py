@@ -226,6 +226,16 @@ def test_retry_after_is_obeyed(server: HttpServer, remote: Callable[..., HttpRem
         assert time.time() - started >= 0.9
 
 
+def test_retry_after_that_tells_no_time_is_as_none(
+    server: HttpServer, remote: Callable[..., HttpRemote]
+) -> None:
+    client = remote()
+
+    for text in ("soon", "-1", "Mon, 01 Jan 2020 00:00:00 +" + "9" * 20):
+        busy = Answer(status=503, headers={"Retry-After": text})
+        assert client.fetch(server.put("/x", busy, BODY)) == BODY
+
+
 def test_retry_after_beyond_the_deadline_is_not_waited_for(
     server: HttpServer, remote: Callable[..., HttpRemote]
 ) -> None:
@@ -344,6 +354,7 @@ def test_an_address_within_a_network_is_not_public() -> None:
         *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"),
         *("0.0.0.0", "224.0.0.1", "255.255.255.255", "::", "::1", "fe80::1%eth0", "fc00::1"),
         *("::ffff:10.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "2001:0:0:0:0:0:80ff:fffe"),
+        *("::10.0.0.1", "::", "fec0::1", "64:ff9b:1::808:808"),
     ):
         assert not is_public(address), address
 

@@ -28,7 +28,8 @@ from evmp.remote.retry import Again, Deadline
 
 CUT_SECONDS: Final = 0.1  # between two looks at what is overdue
 MAX_HOSTS: Final = 256  # whose idle connections are kept
-_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+_WRAPPED: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
+_LOCAL_NAT64: Final = ipaddress.ip_network("64:ff9b:1::/48")  # within a network, RFC 8215
 
 Until = Callable[[Deadline], AbstractContextManager[None]]
 """Lets what a thread does within end with a deadline."""
@@ -145,8 +146,10 @@ def is_public(address: str) -> bool:
     ip: Any = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6:
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
-        if ip in _NAT64:
+        if any(ip in network for network in _WRAPPED):
             inner = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
+        if ip in _LOCAL_NAT64 or ip.is_site_local:
+            return False
         if inner:
             return is_public(str(inner))
     return bool(ip.is_global and not ip.is_multicast)
