@@ -101,7 +101,7 @@ def key_values(column: pa.Array[Any]) -> list[Any]:
     try:
         return column.to_pylist()
     except UnicodeDecodeError:
-        cells = column.cast(_bytes_of_text(column.type)).to_pylist()
+        cells: list[Any] = _cast(column, _bytes_of_text(column.type)).to_pylist()
         return [_text_of_bytes(cell, column.type) for cell in cells]
 
 

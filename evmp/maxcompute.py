@@ -17,7 +17,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlsplit
@@ -150,7 +150,7 @@ class Client(RestClient):  # type: ignore[misc]
             return answer
         except requests.RequestException as error:
             if not self._has_answered and (reason := _lasting(error)):
-                raise Unreachable(f"{urlsplit(url).hostname}: {reason}") from None
+                raise Unreachable(f"{urlsplit(url).hostname or '':.100}: {reason}") from None
             raise
         except CredentialsUnavailable as error:
             raise Unavailable(str(error)) from None
@@ -184,6 +184,29 @@ class Tunnel(TableTunnel):  # type: ignore[misc]
             self._asked.session.close()
 
 
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Take an answer that pyodps can make nothing of for none.
+
+    Raises:
+        Unavailable: in the place of what it stumbles over.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError, LookupError, SyntaxError):  # the last by XML
+        raise Unavailable(
+            "the answer is none of MaxCompute's, whose addresses are odps_endpoint and "
+            "odps_tunnel_endpoint"
+        ) from None
+
+
+def _whole(session: Any) -> Any:
+    """Return a session that the service has told all about."""
+    if not session.id or session.schema is None:
+        raise ValueError
+    return session
+
+
 class Service:
     """One project, as seen by a job. Several threads may share it to upload, and for nothing else.
 
@@ -208,6 +231,7 @@ class Service:
         )
         self._tunnel = Tunnel(self._odps)
 
+    @_understood()
     def modified(self, table: TableName) -> int:
         """Return when the data of a table, or of a partition, was changed last: in seconds."""
         place = self._odps.get_table(table.name)
@@ -217,22 +241,28 @@ class Service:
         modified: datetime = place.last_data_modified_time
         return int(modified.timestamp())
 
+    @_understood()
     def download(self, table: TableName) -> TableDownloadSession:
         """Begin a session that reads a table, or a partition."""
-        return self._tunnel.create_download_session(
-            table.name,
-            partition_spec=table.spec or None,
-            timeout=CONNECT_SECONDS + READ_SECONDS,
+        return _whole(
+            self._tunnel.create_download_session(
+                table.name,
+                partition_spec=table.spec or None,
+                timeout=CONNECT_SECONDS + READ_SECONDS,
+            )
         )
 
+    @_understood()
     def upload(self, table: TableName, session: str | None = None) -> TableUploadSession:
         """Begin a session that replaces the rows of a table, or of a partition, or look at one.
 
         Args:
             session: the id of one that has begun.
         """
-        return self._tunnel.create_upload_session(
-            table.name, partition_spec=table.spec or None, upload_id=session, overwrite=True
+        return _whole(
+            self._tunnel.create_upload_session(
+                table.name, partition_spec=table.spec or None, upload_id=session, overwrite=True
+            )
         )
 
     def put(
@@ -263,6 +293,7 @@ class Service:
         except (NoSuchTable, NoSuchPartition):
             return None
 
+    @_understood()
     def columns(self, table: TableName) -> Columns | None:
         """Return the columns of a table; None where there is none of that name."""
         try:

@@ -85,6 +85,7 @@ class HttpServer:
         self.requests: Counter[str] = Counter()
         self.headers: dict[str, dict[str, str]] = {}
         self.on_request: Callable[[], None] = lambda: None
+        self.otherwise = Answer(status=404)
         self.n_connections = 0
         self.n_now = self.n_most = 0  # requests that are being answered
         scheme = "https" if context else "http"
@@ -175,7 +176,7 @@ class HttpServer:
             self.n_now += 1
             self.n_most = max(self.n_most, self.n_now)
             self.on_request()
-            script = self._scripts.get(path, [Answer(status=404)])
+            script = self._scripts.get(path, [self.otherwise])
             return script[min(self.requests[path], len(script)) - 1]
 
 

@@ -25,6 +25,7 @@ from evmp.asset import localize
 from evmp.errors import ConfigError, DownloadError, EvmpError, ModelError
 from evmp.fetch import Copy, fetch
 from evmp.job import Job
+from evmp.remote.ossclient import CRC_HEADER
 from evmp.source import Kind, open_source
 from evmp.storage.upload import PART_BYTES
 
@@ -253,6 +254,9 @@ def test_what_cannot_be_had_is_told(oss: OssServer, web: HttpServer, cache: Path
     assert failure_of("oss://bkt/many", **keys) == "more than 10000 files"
     oss.skew = 3600
     assert failure_of("oss://bkt/m", **keys) == "403 RequestTimeTooSkewed"
+    for told in ({}, {"Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT", CRC_HEADER: "abc"}):
+        web.put("/bkt/m", Answer(BODY, headers=told))
+        assert failure_of("oss://bkt/m", ossHost=web.url) == "the answer is none of OSS's"
     assert failure_of(f"{web.url}/none") == "404 Not Found"
     assert failure_of("http://there-is-none.invalid/m").startswith("there is no host")
     assert failure_of("http://[bad/m") == "not a URL"

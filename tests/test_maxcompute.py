@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import pytest
+from httpserver import Answer, serving
 from jobfolder import JobFolder
 from maxcompute.fault import Fault, Harm
 from maxcompute.server import MaxCompute
@@ -349,6 +350,19 @@ def test_endpoint_where_nobody_is_is_told(
 
     with pytest.raises(SourceError, match=f"photos{message}"):
         source_of(odps_endpoint=f"http://{host}/api").describe()
+
+
+def test_endpoint_of_a_web_server_is_told(
+    service: MaxCompute, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(maxcompute, "START_SECONDS", 0.3)
+    add_photos(service)
+    with serving() as web:
+        for text in (b"<html><p class=x>Welcome</html>", b"{}", b"[]", b""):
+            web.otherwise = Answer(text)
+            for key in ("odps_endpoint", "odps_tunnel_endpoint"):
+                with pytest.raises(SourceError, match=r"none of MaxCompute's|Unreachable"):
+                    source_of(**{key: web.url}).describe()
 
 
 @pytest.mark.parametrize(

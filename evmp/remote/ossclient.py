@@ -201,6 +201,8 @@ class OssClient:
             if error.status == 404 and error.code in ("NoSuchKey", ""):  # a head has no code
                 raise MissingError(_message_of(error)) from None
             raise failure_of(error.status, _message_of(error), error.headers) from None
+        except (TypeError, ValueError):  # of a header that oss2, or we, make something of
+            raise DownloadError("the answer is none of OSS's") from None
 
     def cut_overdue(self) -> None:
         """Break connections off whose time is over."""

@@ -259,15 +259,7 @@ class OssStorage:
         Raises:
             FileNotFoundError: there is none.
         """
-        answer = self.ask(lambda bucket: bucket.head_object(self.key(name)), name)
-        return Head(
-            answer.content_length,
-            float(answer.last_modified),
-            answer.etag,
-            int(crc64) if (crc64 := answer.headers.get(CRC_HEADER)) else None,
-            answer.headers.get(MAKER, ""),
-            answer.headers.get("content-encoding", ""),
-        )
+        return self.ask(lambda bucket: _head(bucket.head_object(self.key(name))), name)
 
     def maker_in(self, bucket: Any, name: str) -> str:
         """Return whose an object is, within `ask`.
@@ -386,6 +378,17 @@ class OssStorage:
             if not page.is_truncated:
                 return
             token = page.next_continuation_token
+
+
+def _head(answer: Any) -> Head:
+    return Head(
+        answer.content_length,
+        float(answer.last_modified),
+        answer.etag,
+        int(crc64) if (crc64 := answer.headers.get(CRC_HEADER)) else None,
+        answer.headers.get(MAKER, ""),
+        answer.headers.get("content-encoding", ""),
+    )
 
 
 def _list(bucket: Any, *, prefix: str, delimiter: str, token: str) -> Any:
