@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from urllib3 import BaseHTTPResponse
 
 CHUNK_BYTES: Final = 256 << 10
+SLICE_BYTES: Final = 16 << 10  # of a chunk; what is behind the end of a stream is copied each time
 _RANGE: Final = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _PACKED: Final = ("gzip", "x-gzip", "deflate")
 
@@ -106,15 +107,17 @@ class _Unpacker:
     def unpack(self, chunk: bytes, limit: int) -> bytes:
         """Return what is packed in the next chunk; no more than `limit` bytes, at least 1."""
         pieces = list[bytes]()
-        while chunk and limit:
-            if self._stream.eof:
-                chunk = chunk.lstrip(b"\0")  # which some put between, or at the end
-                if not chunk:
-                    break
-                self._begin()
-            pieces.append(self._stream.decompress(chunk, min(limit, sys.maxsize)))
-            limit -= len(pieces[-1])
-            chunk = self._stream.unused_data
+        for start in range(0, len(chunk), SLICE_BYTES):
+            rest = chunk[start : start + SLICE_BYTES]
+            while rest and limit:
+                if self._stream.eof:
+                    rest = rest.lstrip(b"\0")  # which some put between, or at the end
+                    if not rest:
+                        break
+                    self._begin()
+                pieces.append(self._stream.decompress(rest, min(limit, sys.maxsize)))
+                limit -= len(pieces[-1])
+                rest = self._stream.unused_data
         return b"".join(pieces)
 
     def _begin(self) -> None:

@@ -28,7 +28,10 @@ from evmp.remote.retry import Again, Deadline
 
 CUT_SECONDS: Final = 0.1  # between two looks at what is overdue
 MAX_HOSTS: Final = 256  # whose idle connections are kept
-_WRAPPED: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::/96"))
+# An IPv4 address stands in their last bits: of NAT64, of old and of translated addresses.
+_WRAPPED: Final = tuple(
+    map(ipaddress.ip_network, ("64:ff9b::/96", "::/96", "::ffff:0:0:0/96")),
+)
 _LOCAL_NAT64: Final = ipaddress.ip_network("64:ff9b:1::/48")  # within a network, RFC 8215
 
 Until = Callable[[Deadline], AbstractContextManager[None]]
