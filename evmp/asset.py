@@ -1,6 +1,6 @@
 """The model and the user's code, where the job names them elsewhere: their copies on this machine.
 
-A model may be a folder of OSS, or an archive anywhere else, which is unpacked once.
+A model may be a folder, but not of a web server, or an archive, which is unpacked once.
 """
 
 from __future__ import annotations

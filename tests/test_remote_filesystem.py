@@ -19,10 +19,10 @@ from test_remote_rows import REMOTE
 
 from evmp.errors import DownloadError
 from evmp.fetch import fetch as fetch_copy
-from evmp.fetch.filesystem import PIECE_BYTES
 from evmp.remote import AnyRemote
 from evmp.source import Kind
 from evmp.source.location import payload_of
+from evmp.storage.filesystem import PIECE_BYTES
 
 BODY = os.urandom(300_000)
 OPEN = f"/webhdfs/v1/a.jpg?offset=0&length={len(BODY)}&op=OPEN"
@@ -172,6 +172,49 @@ def test_models_lists_and_code_may_be_on_s3(
         fetch_copy("user_resource", f"s3://{BUCKET}/none.py", job)
     uri = f"webhdfs://127.0.0.1:{hdfs.port}/a.jpg"
     assert fetch_copy("input_oss_file", uri, job).file.read_bytes() == BODY
+
+
+def test_models_may_be_folders(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    job = job_of()
+    files = {"model.yaml": b"a", "deep/er/w 图%.bin": b"b"}
+    for name, body in files.items():
+        server.put(f"nets/tiny/{name}", body)
+    server.put("nets/tiny/", b"")  # as some tools make for folders
+    server.put("nets/tiny2/x", b"c")
+    for uri in (f"s3://{BUCKET}/nets/tiny", f"s3://{BUCKET}/nets/tiny/"):
+        copy = fetch_copy("model_path", uri, job, is_folder=True)
+        assert {name: (copy.folder / name).read_bytes() for name in copy.items} == files
+    with pytest.raises(DownloadError, match="is a directory"):
+        fetch_copy("user_resource", f"s3://{BUCKET}/nets/tiny", job)
+    for end, reason in (("none", "no such file or directory"), ("none/", "nothing of that name")):
+        with pytest.raises(DownloadError, match=reason):
+            fetch_copy("model_path", f"s3://{BUCKET}/{end}", job, is_folder=True)
+
+    server.put("nets/tiny/model.yaml", b"d")
+    other = fetch_copy("model_path", f"s3://{BUCKET}/nets/tiny", job, is_folder=True)
+    assert (other.folder / "model.yaml").read_bytes() == b"d"
+
+
+def test_a_folder_of_hadoop_may_be_a_model(
+    hdfs: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = {"type": "FILE", "length": len(BODY), "pathSuffix": "a.jpg"}
+    folder = {"type": "DIRECTORY", "length": 0, "pathSuffix": ""}
+    nets = "/webhdfs/v1/nets"
+    hdfs.put(f"{nets}?op=GETFILESTATUS", json.dumps({"FileStatus": folder}).encode())
+    files = {"FileStatuses": {"FileStatus": [file]}}
+    hdfs.put(f"{nets}?op=LISTSTATUS", json.dumps(files).encode())
+    hdfs.put(f"{nets}/a.jpg?op=GETFILESTATUS", json.dumps({"FileStatus": file}).encode())
+    hdfs.put(f"{nets}/a.jpg?offset=0&length={len(BODY)}&op=OPEN", BODY)
+    uri = f"webhdfs://127.0.0.1:{hdfs.port}/nets"
+
+    copy = fetch_copy("model_path", uri, job_of(allow_private_hosts=False), is_folder=True)
+
+    assert [*copy.items] == ["a.jpg"] and copy.file.read_bytes() == BODY
 
 
 def test_rows_of_a_job_and_their_list_may_be_on_s3(

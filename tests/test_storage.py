@@ -1,21 +1,29 @@
-"""The contract of Storage, for every member; and what only one of them can go wrong with."""
+"""The contracts of Readable and Storage, for every member; and what only one can go wrong with."""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import os
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 import pytest
 from forked import fork, wait
+from fsspec.asyn import get_loop
+from httpserver import Answer, serving
 from ossserver import KEY_ID, KEY_SECRET, REGION, OssServer, serving_oss
+from s3server import BUCKET, environment_of, serving_s3
 from test_remote_http import job_of
 
-from evmp.storage import Storage
+from evmp.remote.retry import Deadline
+from evmp.storage import Readable, Storage, open_readable
+from evmp.storage.http import HttpStorage
 from evmp.storage.local import LocalStorage
 from evmp.storage.oss import OssStorage
 
@@ -53,16 +61,65 @@ def oss(oss_of: Callable[..., OssStorage]) -> OssStorage:
 
 
 @pytest.fixture(params=["local", "oss", "oss V4"])
-def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+def storage(request: pytest.FixtureRequest) -> Storage:
     """An empty storage."""
-    if request.param == "local":
-        (tmp_path / "root").mkdir()
-        (tmp_path / "drafts").mkdir()
-        return LocalStorage(tmp_path / "root", tmp_path / "drafts")
-    if request.param == "oss V4":
+    return empty(request.param, request)
+
+
+def empty(kind: str, request: pytest.FixtureRequest) -> Storage:
+    if kind == "local":
+        root: Path = request.getfixturevalue("tmp_path")
+        (root / "root").mkdir()
+        (root / "drafts").mkdir()
+        return LocalStorage(root / "root", root / "drafts")
+    if kind == "oss V4":
         request.getfixturevalue("monkeypatch").setenv("OSS_REGION", REGION)
     storage: OssStorage = request.getfixturevalue("oss")
     return storage
+
+
+class Place(NamedTuple):
+    """Where objects are to be read."""
+
+    storage: Readable
+    name: str
+    """Of an object that is not there yet."""
+    put: Callable[[str, bytes], object]
+    """Makes an object."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loop() -> None:
+    """Start the one loop that fsspec keeps to the end of the process."""
+    get_loop()
+
+
+@pytest.fixture(params=["local", "oss", "oss V4", "http", "s3"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """A place without objects; that of a web server is good for one."""
+    if request.param == "http":
+        with serving() as web:
+            url = web.url.replace("//", "//me:geheim@") + "/a/b%20c?token=geheim"
+            yield from opened(url, lambda _, data: web.put("/a/b%20c?token=geheim", page(data)))
+    elif request.param == "s3":
+        with serving_s3() as s3:
+            for variable, value in environment_of(s3).items():
+                monkeypatch.setenv(variable, value)
+            yield from opened(f"s3://{BUCKET}/a/b c", lambda name, data: s3.put(f"a/{name}", data))
+    else:
+        storage = empty(request.param, request)
+        yield Place(storage, "a/b c", storage.write)
+
+
+def page(data: bytes) -> Answer:
+    return Answer(data, headers={"ETag": f'"{hashlib.md5(data).hexdigest()}"'})
+
+
+def opened(uri: str, put: Callable[[str, bytes], object]) -> Iterator[Place]:
+    deadline = Deadline("fetch_timeout_seconds", 60)
+    storage, name = open_readable(uri, job_of(allow_private_hosts=False), deadline)
+    yield Place(storage, name, put)
+    storage.close()
 
 
 @pytest.fixture
@@ -71,6 +128,53 @@ def file(tmp_path: Path) -> Path:
     file = tmp_path / "file"
     file.write_bytes(os.urandom(1 << 10) * 3000)
     return file
+
+
+def test_object_is_read_whole_or_in_pieces(place: Place, file: Path) -> None:
+    storage, name, put = place
+    for data in (b"", b"small", file.read_bytes()):
+        put(name, data)
+
+        assert storage.read(name) == data
+        assert b"".join(storage.stream(name)) == data
+        assert storage.stat(name).size == len(data)
+
+
+def test_another_version_has_another_etag(place: Place) -> None:
+    storage, name, put = place
+    put(name, b"first")
+    before = storage.stat(name).etag
+    assert storage.stat(name).etag == before != ""
+
+    put(name, b"other")
+
+    assert storage.stat(name).etag != before
+
+
+def test_object_that_is_not_there_is_told_with_its_name(place: Place) -> None:
+    storage, name, _ = place
+    for read in (storage.read, storage.stat, lambda name: next(storage.stream(name))):
+        with pytest.raises(FileNotFoundError) as caught:
+            read(name)
+        assert caught.value.filename == storage.uri(name)
+        with pytest.raises(FileNotFoundError):
+            read("none")
+    assert name.rpartition("/")[2] in unquote(storage.uri(name))
+    assert "geheim" not in storage.uri(name)
+
+
+def test_tree_tells_of_all_that_is_below_a_folder(place: Place) -> None:
+    storage, name, put = place
+    is_flat = isinstance(storage, HttpStorage)
+    put(name, b"12345")
+    for other in () if is_flat else ("it/b", "it/deep/er/a", "items"):
+        put(other, b"12")
+
+    everything = [name] if is_flat else [name, "it/b", "it/deep/er/a", "items"]
+    assert sorted(storage.tree("")) == [(it, storage.stat(it)) for it in everything]
+    below = [] if is_flat else ["it/b", "it/deep/er/a"]
+    assert sorted(it for it, _ in storage.tree("it")) == below
+    assert [*storage.tree("none")] == []
 
 
 def test_object_is_created_once(storage: Storage) -> None:
@@ -151,19 +255,6 @@ def test_several_objects_come_in_the_order_that_is_asked_for(storage: Storage) -
     assert next(found) == b"it/3"
     with pytest.raises(FileNotFoundError):
         next(found)
-
-
-def test_stream_yields_a_part_or_all(storage: Storage, file: Path) -> None:
-    data = file.read_bytes()
-    storage.adopt(file, "it/one")
-
-    assert b"".join(storage.stream("it/one")) == data
-    assert b"".join(storage.stream("it/one", 10, 2_000_000)) == data[10:2_000_000]
-    assert b"".join(storage.stream("it/one", len(data) - 5)) == data[-5:]
-    assert b"".join(storage.stream("it/one", len(data), len(data) + 1)) == b""
-    assert b"".join(storage.stream("it/one", 7, 7)) == b""
-    with pytest.raises(FileNotFoundError):
-        next(storage.stream("it/none"))
 
 
 def test_copy_joins_objects_and_replaces(storage: Storage, file: Path) -> None:
@@ -295,6 +386,56 @@ def test_draft_that_cannot_be_written_is_removed(
         local.create("one", b"data")
     assert not (tmp_path / "one").exists()
     assert list((tmp_path / "drafts").iterdir()) == []
+
+
+# --- a web server, and what fsspec opens ----------------------------------------------------------
+
+
+def test_what_has_broken_off_for_good_says_why() -> None:
+    with serving() as web:
+        half = Answer(b"half", length=8, cut=True)
+        moved = [Answer(b"half", length=8, cut=True, headers={"ETag": f'"{n}"'}) for n in (1, 2)]
+        for answers, reason in (
+            ([half], "the body ended before its announced length"),
+            (moved, "the rest of the file is not to be had"),
+        ):
+            (place,) = opened(web.put(f"/{len(answers)}", *answers), lambda name, data: None)
+            stream = place.storage.stream(place.name)
+            assert next(stream) == b"half"
+            with pytest.raises(OSError, match=reason) as caught:
+                next(stream)
+            assert caught.value.errno == errno.EBADMSG
+
+
+def test_whatever_comes_of_a_body_is_a_success() -> None:
+    def part(at: int) -> Answer:
+        span = {"Content-Range": f"bytes {at}-4/5"} if at else {}
+        headers = {"ETag": '"1"', **span}
+        return Answer(b"x", 206 if at else 200, headers, length=5 - at, cut=True)
+
+    with serving() as web:
+        url = web.put("/x", *(part(at) for at in range(5)))
+        deadline = Deadline("fetch_timeout_seconds", 60)
+        storage, name = open_readable(url, job_of(download_retries=1), deadline)
+
+        assert storage.read(name) == b"xxxxx"
+        storage.close()
+
+
+def test_pieces_are_all_of_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evmp.storage.filesystem.PIECE_BYTES", 10)
+    with serving_s3() as server:
+        for name, value in environment_of(server).items():
+            monkeypatch.setenv(name, value)
+        (place,) = opened(server.put("x", b"0" * 20), lambda name, data: None)
+        stream = place.storage.stream("x")
+        assert next(stream) == b"0" * 10
+
+        server.put("x", b"1" * 20)
+
+        with pytest.raises(OSError, match="it was changed while it was read") as caught:
+            next(stream)
+        assert caught.value.errno == errno.EBADMSG
 
 
 # --- OSS ------------------------------------------------------------------------------------------

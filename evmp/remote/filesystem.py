@@ -16,22 +16,24 @@ import concurrent.futures
 import errno
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from threading import BoundedSemaphore, Lock, Thread
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from fsspec import get_filesystem_class
 from fsspec.asyn import sync
 
-from evmp.errors import DownloadError
+from evmp.errors import DownloadError, MissingError
 from evmp.remote import Piece
 from evmp.remote.retry import Again, Deadline, persist
 from evmp.value import scheme
 
 if TYPE_CHECKING:
     from evmp.job import Job
+
+T = TypeVar("T")
 
 HOSTED: Final = ("ftp", "hdfs", "sftp", "smb", "ssh", "webdav", "webhdfs")
 """Where a host stands in front of a path. Elsewhere that is a bucket or the like, of a host that is
@@ -46,14 +48,8 @@ _FINAL: Final = {
 }
 _LATE: Final = (TimeoutError, asyncio.TimeoutError, concurrent.futures.TimeoutError)
 
-
-_Found = tuple[bytes, dict[str, Any]]
-
-
-class _Span(NamedTuple):
-    start: int
-    stop: int
-    with_facts: bool
+Ask = Callable[..., Any]
+"""Calls the method of a file system that has this name, for one file or folder of it."""
 
 
 class FileSystemRemote:
@@ -69,15 +65,31 @@ class FileSystemRemote:
 
     def fetch(self, location: str) -> bytes:
         """Get the file; see Remote."""
-        body = self._persist(location, 0, self._stop)[0]
+        body = self._persist(location, lambda ask: _read(ask, 0, self._stop))
         if len(body) >= self._stop:
             raise DownloadError(f"more bytes come than max_row_bytes, {self._job.max_row_bytes}")
         return body
 
     def fetch_piece(self, location: str, start: int, stop: int) -> Piece:
         """Get a range, and ask how large the file is; see Remote."""
-        body, about = self._persist(location, start, stop, with_facts=True)
-        return Piece(start, body, about["size"], str(about.get("ETag", "")))
+
+        def part(ask: Ask) -> Piece:
+            about = ask("info")
+            if about.get("type") == "directory":
+                raise IsADirectoryError
+            return Piece(start, _read(ask, start, stop), *_facts(about))
+
+        return self._persist(location, part)
+
+    def find(self, location: str) -> dict[str, tuple[int, str]]:
+        """Return size and version of all files below a folder, by their names there."""
+        try:
+            found = self._persist(location, lambda ask: ask("find", detail=True))
+        finally:
+            self._openers.clear()  # they would remember what they have listed
+        folder = get_filesystem_class(scheme(location))._strip_protocol(location).rstrip("/")
+        files = ((path.partition(f"{folder}/"), found[path]) for path in found)
+        return {name: _facts(about) for (before, _, name), about in files if not before}
 
     def cut_overdue(self) -> None:
         """Do nothing, as each file's own thread looks at the clock; see Remote."""
@@ -95,23 +107,30 @@ class FileSystemRemote:
                 "allow_private_hosts: true reaches it"
             )
 
-    def _persist(self, location: str, start: int, stop: int, *, with_facts: bool = False) -> _Found:
-        """Return the bytes [start, stop) of a file, and perhaps what is known of it."""
+    def _persist(self, location: str, question: Callable[[Ask], T]) -> T:
+        """Return the answer to a question about a file or a folder."""
         self._check_host(location)
         deadline = Deadline("download_timeout_seconds", self._job.download_timeout_seconds)
-        span = _Span(start, stop, with_facts)
         return persist(
-            lambda: self._attempt(location, span, deadline), deadline, self._job.download_retries
+            lambda: self._attempt(location, question, deadline),
+            deadline,
+            self._job.download_retries,
         )
 
-    def _attempt(self, location: str, span: _Span, deadline: Deadline) -> _Found:
+    def _attempt(self, location: str, question: Callable[[Ask], T], deadline: Deadline) -> T:
         deadline.check()
         with _told(deadline):
             kind = get_filesystem_class(scheme(location))
             opener, path = self._opener(kind, location), kind._strip_protocol(location)
-            if kind.async_impl:
-                return self._read(opener.shared(), path, span, deadline)
-            return self._read_apart(opener, path, span, deadline)
+            if not kind.async_impl:
+                return self._apart(lambda: opener.use(path, question), deadline)
+            filesystem = opener.shared()
+
+            def ask(method: str, **options: Any) -> Any:
+                what, limit = getattr(filesystem, f"_{method}"), deadline.left
+                return sync(filesystem.loop, what, path, timeout=limit, **options)
+
+            return question(ask)
 
     def _opener(self, kind: Any, location: str) -> _Opener:
         options = kind._get_kwargs_from_urls(location)
@@ -120,31 +139,15 @@ class FileSystemRemote:
                 self._openers.clear()
             return self._openers.setdefault(f"{kind} {options}", _Opener(kind, options))
 
-    def _read(self, filesystem: Any, path: str, span: _Span, deadline: Deadline) -> _Found:
-        """Read a file, and cancel that when it is late."""
-
-        def ask(question: Any, **options: Any) -> Any:
-            return sync(filesystem.loop, question, path, timeout=deadline.left, **options)
-
-        about: dict[str, Any] = ask(filesystem._info) if span.with_facts else {}
-        try:
-            body: bytes = ask(filesystem._cat_file, start=span.start, end=span.stop)
-        except OSError as error:
-            # An empty file has no first byte that could be asked for.
-            if error.errno == errno.EINVAL and ask(filesystem._info)["size"] == 0:
-                return b"", about
-            raise
-        return body, about
-
-    def _read_apart(self, opener: _Opener, path: str, span: _Span, deadline: Deadline) -> _Found:
-        """Read a file in a thread that is left to itself when it is late."""
+    def _apart(self, call: Callable[[], T], deadline: Deadline) -> T:
+        """Return what a call does in a thread that is left to itself when it is late."""
         if not self._room.acquire(timeout=max(deadline.left, 0)):
             raise TimeoutError
-        future = concurrent.futures.Future[_Found]()
+        future = concurrent.futures.Future[T]()
 
         def work() -> None:
             try:
-                future.set_result(opener.read(path, span))
+                future.set_result(call())
             except Exception as error:
                 future.set_exception(error)
             finally:
@@ -168,19 +171,34 @@ class _Opener:
                 self._idle.append(self._make())
             return self._idle[0]
 
-    def read(self, path: str, span: _Span) -> _Found:
-        """Read a part of a file by a file system that nobody else uses."""
+    def use(self, path: str, question: Callable[[Ask], T]) -> T:
+        """Let a file system that nobody else uses answer a question about a path."""
         with self._lock:
             filesystem = self._idle.pop() if self._idle else None
         filesystem = filesystem or self._make()
-        about: dict[str, Any] = filesystem.info(path) if span.with_facts else {}
-        body: bytes = filesystem.cat_file(path, span.start, span.stop)
+        answer = question(lambda method, **options: getattr(filesystem, method)(path, **options))
         with self._lock:
             self._idle.append(filesystem)
-        return body, about
+        return answer
 
     def _make(self) -> Any:
         return self._kind(skip_instance_cache=True, **self._options)
+
+
+def _facts(about: Mapping[str, Any]) -> tuple[int, str]:
+    """Return the size of a file and what tells its version, of all that fsspec tells."""
+    return about["size"], str(about.get("ETag", ""))
+
+
+def _read(ask: Ask, start: int, stop: int) -> bytes:
+    try:
+        body: bytes = ask("cat_file", start=start, end=stop)
+    except OSError as error:
+        # An empty file has no first byte that could be asked for.
+        if error.errno == errno.EINVAL and ask("info")["size"] == 0:
+            return b""
+        raise
+    return body
 
 
 @contextmanager
@@ -197,7 +215,9 @@ def _told(deadline: Deadline) -> Iterator[None]:
         deadline.check()
         for kind, number in _FINAL.items():
             if isinstance(error, kind):
-                raise DownloadError(os.strerror(number).lower()) from None
+                is_missing = number in (errno.ENOENT, errno.EISDIR)
+                failure = MissingError if is_missing else DownloadError
+                raise failure(os.strerror(number).lower()) from None
         known = os.strerror(error.errno).lower() if error.errno else ""
         raise Again(known or f"failed with {type(error).__name__}") from None
     except Exception as error:  # each library has others of its own; their messages tell URLs

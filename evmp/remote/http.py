@@ -14,7 +14,7 @@ import urllib3
 from urllib3.util import Timeout, make_headers
 
 from evmp import __version__
-from evmp.errors import DownloadError
+from evmp.errors import DownloadError, MissingError
 from evmp.remote import Piece
 from evmp.remote.body import read_body, size_of, version_of
 from evmp.remote.connection import Guard, Pools, Until
@@ -41,16 +41,19 @@ class HttpRemote:
 
     Args:
         known: a URL that the job itself names, whose host may be private.
+
+    Attributes:
+        guard: of its connections.
     """
 
     def __init__(self, job: Job, known: str = "") -> None:
         self._job = job
-        self._guard = Guard(
+        self.guard = Guard(
             allow_private=job.allow_private_hosts,
             connect_seconds=job.connect_timeout_seconds,
             known=_place_of(known),
         )
-        self._pools = Pools(self._guard, job.download_concurrency)
+        self._pools = Pools(self.guard, job.download_concurrency)
 
     def fetch(self, location: str) -> bytes:
         """Get the file; see Remote."""
@@ -59,7 +62,7 @@ class HttpRemote:
             check_status(response, HTTPStatus.OK)
             return read_body(response, self._job.max_row_bytes, deadline)
 
-        return self._persist(location, {}, whole, self._guard.until)
+        return self._persist(location, {}, whole, self.guard.until)
 
     def fetch_piece(self, location: str, start: int, stop: int) -> Piece:
         """Get a range, or the file of a server that knows none; see Remote."""
@@ -76,63 +79,61 @@ class HttpRemote:
             return Piece(start, read_body(response, stop - start, deadline), size, version)
 
         span = {"Range": f"bytes={start}-{stop - 1}"}
-        return self._persist(location, span, part, self._guard.keeping)
+        return self._persist(location, span, part, self.guard.keeping)
 
     def cut_overdue(self) -> None:
         """Shut sockets down; see Remote."""
-        self._guard.cut_overdue()
+        self.guard.cut_overdue()
 
     def close(self) -> None:
         """Empty the pools; see Remote."""
         self._pools.clear()
 
-    def ask(
-        self, url: str, headers: Callable[[], Mapping[str, str]], take: Take[T], deadline: Deadline
-    ) -> T:
-        """Return what `take` makes of the answer, whose head has come.
+    def ask(self, url: str, headers: Mapping[str, str], take: Take[T], deadline: Deadline) -> T:
+        """Return what `take` makes of the answer, whose head has come; within `guard.keeping`.
 
         Args:
-            headers: makes those of the next attempt.
             take: called for each attempt; what it leaves of the body is dismissed.
 
         Raises:
             DownloadError: see `fetch`.
         """
-        with self._guard.keeping(deadline):
-            return self._attempts(url, headers, take, deadline)
+
+        def attempt() -> T:
+            with told(deadline, self._job.read_timeout_seconds):
+                response = self.open(url, headers, deadline)
+                try:
+                    return take(response, deadline)
+                finally:
+                    dismiss(response)
+
+        return persist(attempt, deadline, self._job.download_retries)
+
+    def open(
+        self, url: str, headers: Mapping[str, str], deadline: Deadline
+    ) -> urllib3.BaseHTTPResponse:
+        """Return the answer from where the file is now, when its head has come: one attempt.
+
+        For use within `guard.keeping` and `told`. The answer is to be dismissed.
+        """
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._send(url, headers, deadline)
+            location = response.headers.get("location", "")
+            if response.status not in _REDIRECTS or not location:
+                return response
+            dismiss(response)
+            url = _target_of(url, location)
+        raise DownloadError(f"more than {MAX_REDIRECTS} redirects")
 
     def _persist(self, url: str, headers: Mapping[str, str], take: Take[T], until: Until) -> T:
         deadline = Deadline("download_timeout_seconds", self._job.download_timeout_seconds)
         with until(deadline):
-            return self._attempts(url, lambda: headers, take, deadline)
+            return self.ask(url, headers, take, deadline)
 
-    def _attempts(
-        self, url: str, headers: Callable[[], Mapping[str, str]], take: Take[T], deadline: Deadline
-    ) -> T:
-        return persist(
-            lambda: self._follow(url, headers(), take, deadline),
-            deadline,
-            self._job.download_retries,
-        )
-
-    def _follow(self, url: str, headers: Mapping[str, str], take: Take[T], deadline: Deadline) -> T:
-        """Get a file, where it is now."""
-        for _ in range(MAX_REDIRECTS + 1):
-            with told(deadline, self._job.read_timeout_seconds):
-                response = self._open(url, headers, deadline)
-                try:
-                    target = _target_of(url, response)
-                    if not target:
-                        return take(response, deadline)
-                finally:
-                    dismiss(response)
-            url = target
-        raise DownloadError(f"more than {MAX_REDIRECTS} redirects")
-
-    def _open(
+    def _send(
         self, url: str, headers: Mapping[str, str], deadline: Deadline
     ) -> urllib3.BaseHTTPResponse:
-        """Send the request, and return the response when its headers have come."""
+        """Send a request, and return the response when its head has come."""
         wait = deadline.cap(self._job.read_timeout_seconds)
         return self._pools.request(
             "GET",
@@ -163,11 +164,8 @@ def _authorization(url: str) -> Mapping[str, str]:
     return make_headers(basic_auth=f"{user}:{password}")
 
 
-def _target_of(url: str, response: urllib3.BaseHTTPResponse) -> str:
-    """Return where a response leads; empty where it is the answer itself."""
-    location = response.headers.get("location", "")
-    if response.status not in _REDIRECTS or not location:
-        return ""
+def _target_of(url: str, location: str) -> str:
+    """Return where an answer leads."""
     target = urljoin(url, location.encode("latin-1").decode("utf-8", "replace"))
     if urlsplit(target).scheme not in ("http", "https"):
         raise DownloadError(f"a redirect to {urlsplit(target).scheme}: is not followed")
@@ -181,4 +179,6 @@ def check_status(response: urllib3.BaseHTTPResponse, expected: HTTPStatus) -> No
         return
     known = status in HTTPStatus._value2member_map_
     message = f"{status} {HTTPStatus(status).phrase}" if known else f"status {status}"
+    if status in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+        raise MissingError(message)
     raise failure_of(status, message, response.headers)

@@ -21,15 +21,15 @@ class OssRemote:
 
     def fetch(self, location: str) -> bytes:
         """Get the object; see Remote."""
-        return self._get(location, None, self._client.until).data
+        return self._get(location, None, self._client.guard.until).data
 
     def fetch_piece(self, location: str, start: int, stop: int) -> Piece:
         """Get a range; see Remote."""
-        return self._get(location, (start, stop), self._client.keeping)
+        return self._get(location, (start, stop), self._client.guard.keeping)
 
     def cut_overdue(self) -> None:
         """Shut sockets down; see Remote."""
-        self._client.cut_overdue()
+        self._client.guard.cut_overdue()
 
     def close(self) -> None:
         """Close the session; see Remote."""

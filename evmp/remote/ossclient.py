@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from xml.etree import ElementTree
@@ -90,6 +90,7 @@ class OssClient:
 
     Attributes:
         places: what paths mean.
+        guard: of the connections.
     """
 
     def __init__(self, job: Job, n_connections: int) -> None:
@@ -97,9 +98,9 @@ class OssClient:
         self.places = Places(job)
         self._timeout = (job.connect_timeout_seconds, job.read_timeout_seconds)
         # The endpoints of a network within the cloud are private, and named by the job or known.
-        self._guard = Guard(allow_private=True, connect_seconds=job.connect_timeout_seconds)
+        self.guard = Guard(allow_private=True, connect_seconds=job.connect_timeout_seconds)
         self._session = oss2.Session()
-        self._session.session = _Session(_Adapter(self._guard, n_connections))
+        self._session.session = _Session(_Adapter(self.guard, n_connections))
         self._credentials = open_provider(job, OSS, ALIBABA_CLOUD)
 
     def bucket(self, place: Place, *, enable_crc: bool = False) -> Any:
@@ -126,23 +127,10 @@ class OssClient:
         except ClientError as error:
             raise DownloadError(str(error.body)) from None
 
-    def until(self, deadline: Deadline) -> AbstractContextManager[None]:
-        """Let the connections that this thread uses within end with the deadline."""
-        return self._guard.until(deadline)
-
-    def keeping(self, deadline: Deadline) -> AbstractContextManager[None]:
-        """Do as `until`, for who does not call `cut_overdue`."""
-        return self._guard.keeping(deadline)
-
-    @property
-    def deadline(self) -> Deadline:
-        """That of this thread, within `until`."""
-        return self._guard.deadline
-
     def get(
         self, bucket: Any, key: str, limit: int, span: tuple[int, int] | None, etag: str = ""
     ) -> Piece:
-        """Return an object, whose CRC64 is compared, or a part of it; for use within `until`.
+        """Return an object, whose CRC64 is compared, or a part of it; for use within `guard.until`.
 
         Args:
             limit: the most bytes of a whole object.
@@ -152,7 +140,7 @@ class OssClient:
         Raises:
             DownloadError, Again: see `asking`.
         """
-        deadline, headers = self.deadline, dict[str, str]()
+        deadline, headers = self.guard.deadline, dict[str, str]()
         if span:
             headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
         if etag:
@@ -204,10 +192,6 @@ class OssClient:
         except (TypeError, ValueError):  # of a header that oss2, or we, make something of
             raise DownloadError("the answer is none of OSS's") from None
 
-    def cut_overdue(self) -> None:
-        """Break connections off whose time is over."""
-        self._guard.cut_overdue()
-
     def close(self) -> None:
         """Close the connections that nobody uses."""
         self._session.session.close()
@@ -255,8 +239,8 @@ class _Adapter(requests.adapters.HTTPAdapter):
     """Lets requests use connections that are guarded."""
 
     def __init__(self, guard: Guard, n_connections: int) -> None:
-        self._guard, self._n_connections = guard, n_connections
+        self.guard, self._n_connections = guard, n_connections
         super().__init__()
 
     def init_poolmanager(self, *arguments: Any, **options: Any) -> None:
-        self.poolmanager = Pools(self._guard, self._n_connections)
+        self.poolmanager = Pools(self.guard, self._n_connections)

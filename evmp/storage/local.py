@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from evmp.storage import Status, Storage
+from evmp.storage import Readable, Status
 
 CHUNK_BYTES: Final = 1 << 20
 
@@ -58,7 +58,7 @@ class LocalStorage:
         _sync(file)
         self._place(os.link, file, name)
 
-    def copy(self, source: Storage, names: Sequence[str], name: str) -> None:
+    def copy(self, source: Readable, names: Sequence[str], name: str) -> None:
         """Write a draft and rename it; see Storage."""
         self._replace(name, (chunk for it in names for chunk in source.stream(it)))
 
@@ -70,16 +70,11 @@ class LocalStorage:
         """Read one file after the other; see Storage."""
         return map(self.read, names)
 
-    def stream(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def stream(self, name: str) -> Iterator[bytes]:
         """Read the file piece by piece; see Storage."""
         with open(self._root / name, "rb", buffering=0) as file:
-            file.seek(start)
-            while stop is None or start < stop:
-                n_bytes = CHUNK_BYTES if stop is None else min(CHUNK_BYTES, stop - start)
-                if not (chunk := file.read(n_bytes)):
-                    return
+            while chunk := file.read(CHUNK_BYTES):
                 yield chunk
-                start += len(chunk)
 
     @contextmanager
     def file(self, name: str) -> Iterator[Path]:
@@ -95,6 +90,13 @@ class LocalStorage:
         with _opened(self._root / name) as fd:
             it = os.fstat(fd)
         return Status(it.st_size, it.st_mtime, f"{it.st_ino:x}-{it.st_mtime_ns:x}-{it.st_size:x}")
+
+    def tree(self, folder: str) -> Iterator[tuple[str, Status]]:
+        """Walk through a directory; see Storage."""
+        for path in (self._root / folder).rglob("*"):
+            if path.is_file():
+                name = str(path.relative_to(self._root))
+                yield name, self.stat(name)
 
     def names(self, folder: str, start: str = "") -> list[str]:
         """List a directory; see Storage."""

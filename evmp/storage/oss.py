@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from oss2.exceptions import OssError
 from oss2.utils import Crc64, content_md5
@@ -26,7 +26,7 @@ from oss2.utils import Crc64, content_md5
 from evmp.errors import ConfigError, DownloadError, MissingError
 from evmp.remote.ossclient import CRC_HEADER, OssClient, Places
 from evmp.remote.retry import Again, Deadline, persist
-from evmp.storage import Status, Storage
+from evmp.storage import Readable, Status, save
 from evmp.storage.upload import PART_BYTES, Once, Upload, forbidding, never
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ T = TypeVar("T")
 
 N_CONNECTIONS: Final = 8
 MAX_RETRIES: Final = 1000  # time is over before
-FETCH_TRIES: Final = 3  # at an object that comes damaged
 PAGE_KEYS: Final = 1000  # what OSS lists, and deletes, at once
 MAKER: Final = "x-oss-meta-evmp-maker"
 
@@ -102,7 +101,7 @@ class OssStorage:
             upload.add_file(file)
             upload.complete()
 
-    def copy(self, source: Storage, names: Sequence[str], name: str) -> None:
+    def copy(self, source: Readable, names: Sequence[str], name: str) -> None:
         """Have OSS copy what it has, and send the rest; see Storage."""
         with self.upload(name) as upload:
             for it in names:
@@ -125,15 +124,14 @@ class OssStorage:
         else:
             yield from map(self.read, names)
 
-    def stream(self, name: str, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def stream(self, name: str) -> Iterator[bytes]:
         """Get ranges, one after the other, all of the same object; see Storage."""
-        head, crc, at = self.head(name), Crc64(0), start
-        last = head.size if stop is None else min(stop, head.size)
+        head, crc, at = self.head(name), Crc64(0), 0
         if head.packing not in ("", "identity"):
             packed = f"it is stored with Content-Encoding: {head.packing:.40}, expected none"
             raise OSError(errno.EIO, packed, self.uri(name))
-        while at < last:
-            end = min(at + PART_BYTES, last)
+        while at < head.size:
+            end = min(at + PART_BYTES, head.size)
             # What comes whole is compared, and asked for again.
             chunk = self._get(name, (at, end) if end - at < head.size else None, head.etag)
             if len(chunk) != end - at:
@@ -141,8 +139,7 @@ class OssStorage:
             crc.update(chunk)
             yield chunk
             at = end
-        is_whole = start == 0 and last == head.size
-        if is_whole and head.crc64 not in (None, crc.crc):
+        if head.crc64 not in (None, crc.crc):
             raise OSError(errno.EBADMSG, "the object has come with another CRC64", self.uri(name))
 
     @contextmanager
@@ -151,7 +148,7 @@ class OssStorage:
         draft = self._drafts / uuid.uuid4().hex
         try:
             with open(draft, "wb") as opened:
-                self.save(name, opened)
+                save(self, name, opened)
             yield draft
         finally:
             with suppress(FileNotFoundError):
@@ -161,6 +158,12 @@ class OssStorage:
         """Ask for its head; see Storage."""
         head = self.head(name)
         return Status(head.size, head.modified, head.etag)
+
+    def tree(self, folder: str) -> Iterator[tuple[str, Status]]:
+        """List the keys with a prefix, whatever is behind it; see Storage."""
+        for page in self._pages(self.key(f"{folder}/" if folder else ""), ""):
+            for it in page:
+                yield self._name(it.key), Status(it.size, float(it.last_modified), it.etag)
 
     def names(self, folder: str, start: str = "") -> list[str]:
         """List the keys with a prefix; see Storage."""
@@ -202,31 +205,6 @@ class OssStorage:
     def key(self, name: str) -> str:
         """Return the key of an object, or what the keys of several begin with."""
         return f"{self._prefix}{name}"
-
-    def tree(self) -> Iterator[tuple[str, Status]]:
-        """Yield the name of every object, in folders of folders, too, and what is known of it."""
-        for page in self._pages(self.key(""), ""):
-            for it in page:
-                yield self._name(it.key), Status(it.size, float(it.last_modified), it.etag)
-
-    def save(self, name: str, file: BinaryIO, tick: Callable[[], object] = lambda: None) -> None:
-        """Write an object to a file, and again where it has come damaged.
-
-        Args:
-            file: of this machine, empty.
-            tick: called for each piece that has come.
-        """
-        for n_left in reversed(range(FETCH_TRIES)):
-            try:
-                for chunk in self.stream(name):
-                    tick()
-                    file.write(chunk)
-                return
-            except OSError as error:
-                if error.errno != errno.EBADMSG or not n_left:
-                    raise
-                file.seek(0)
-                file.truncate()
 
     def put(self, name: str, data: bytes, *, maker: str = "", once: Once = never) -> None:
         """Make an object in one request.
@@ -345,11 +323,11 @@ class OssStorage:
                 with client.asking(deadline):
                     return attempt(bucket)
 
-            with client.keeping(deadline):
+            with client.guard.keeping(deadline):
                 return persist(once, deadline, MAX_RETRIES)
         except MissingError:
-            strerror = os.strerror(errno.ENOENT)
-            raise FileNotFoundError(errno.ENOENT, strerror, self.uri(name)) from None
+            message = "404 NoSuchKey: there is nothing of that name"
+            raise FileNotFoundError(errno.ENOENT, message, self.uri(name)) from None
         except DownloadError as error:
             raise OSError(errno.EIO, str(error), self.uri(name)) from None
 

@@ -5,15 +5,14 @@ The model, the user's code and the input list. Copies lie in a cache, `$XDG_CACH
 what has not changed is fetched once, what has changed makes another copy, and a copy that is there
 is whole. Commands that want the same copy at once fetch it once.
 
-Origins: `bucket`, `web` and `filesystem`, each imported, with its client's library, when something
-is there. They are asked from a child process, never from one that forks.
+All by `evmp.storage`, which is asked from a child process, never from one that forks.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
-import io
 import json
 import logging
 import os
@@ -21,12 +20,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
+from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
-from evmp.errors import DownloadError
+from evmp.errors import ConfigError, DownloadError
 from evmp.remote.retry import Deadline
-from evmp.value import HTTP, OSS, scheme
+from evmp.storage import open_readable, save
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -40,7 +40,7 @@ CHUNK_BYTES: Final = 1 << 20
 
 
 class Item(NamedTuple):
-    """A file of an origin."""
+    """A file that is fetched."""
 
     size: int | None
     """In bytes; None where that is not told."""
@@ -62,27 +62,6 @@ class Copy(NamedTuple):
         return self.folder / name
 
 
-class Origin(Protocol):
-    """Where files come from."""
-
-    def look(self) -> dict[str, Item]:
-        """Return the files that there are now, by name.
-
-        Raises:
-            DownloadError: when there are none, or it cannot be told.
-        """
-
-    def save(self, name: str, file: BinaryIO) -> None:
-        """Write a file, as it was when it was looked at, to an empty one.
-
-        Raises:
-            DownloadError: when it cannot be had.
-        """
-
-    def close(self) -> None:
-        """Close the connections."""
-
-
 def fetch(
     key: str,
     uri: str,
@@ -95,7 +74,7 @@ def fetch(
 
     Args:
         key: of the job, that names it.
-        is_folder: whether it may be a folder of OSS, not only a file.
+        is_folder: whether it may be a folder, not only a file.
         finish: what is done with the folder of a new copy before it becomes one.
 
     Raises:
@@ -104,7 +83,7 @@ def fetch(
     deadline = Deadline("fetch_timeout_seconds", job.fetch_timeout_seconds)
     home = _home()
     try:
-        with closing(_open(uri, job, deadline, is_folder=is_folder)) as origin:
+        with closing(_Origin(uri, job, deadline, is_folder=is_folder)) as origin:
             items = origin.look()
             _check(items, job.fetch_limit_bytes)
             home.mkdir(0o700, parents=True, exist_ok=True)
@@ -112,7 +91,7 @@ def fetch(
             with _locked(draft.with_suffix(".lock")):
                 place = home / _digest(key, uri, items)
                 if not place.exists():
-                    items = _bring(origin, items, _Draft(draft, key, items), finish)
+                    items = _bring(origin, items, _Draft(draft, key, items, deadline), finish)
                     place = home / _digest(key, uri, items)
                     _put(draft, place)
                 return Copy(place, items)
@@ -127,22 +106,76 @@ def _unkept(error: OSError) -> DownloadError:
     )
 
 
-def _open(uri: str, job: Job, deadline: Deadline, *, is_folder: bool) -> Origin:
-    if scheme(uri) in HTTP:
-        from evmp.fetch.web import WebOrigin
+class _Origin:
+    """Where the files come from."""
 
-        return WebOrigin(uri, job, deadline)
+    def __init__(self, uri: str, job: Job, deadline: Deadline, *, is_folder: bool) -> None:
+        self._deadline, self._is_folder = deadline, is_folder
+        with _told():
+            self._storage, self._name = open_readable(uri, job, deadline)
+        self._folder = ""
+
+    def look(self) -> dict[str, Item]:
+        """Return the files that there are now, by name.
+
+        Raises:
+            DownloadError: when there are none, or it cannot be told.
+        """
+        self._deadline.check()
+        with _told():
+            try:
+                return self._file()
+            except FileNotFoundError:
+                if not self._is_folder or not (items := self._files()):
+                    raise
+                return items
+
+    def save(self, name: str, file: BinaryIO, tick: Callable[[], object]) -> None:
+        """Write a file, as it was when it was looked at, to an empty one.
+
+        Args:
+            tick: called for each piece that has come.
+
+        Raises:
+            DownloadError: when it cannot be had.
+            OSError: when it cannot be kept.
+        """
+        with _told():
+            save(self._storage, self._folder + name, file, tick)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._storage.close()
+
+    def _file(self) -> dict[str, Item]:
+        if not self._name:
+            uri = self._storage.uri()
+            raise FileNotFoundError(errno.ENOENT, "there is nothing of that name", uri)
+        status = self._storage.stat(self._name)
+        self._folder = ""
+        return {self._name: Item(status.size, status.etag)}
+
+    def _files(self) -> dict[str, Item]:
+        self._folder = f"{self._name}/" if self._name else ""
+        found = (
+            (name.removeprefix(self._folder), Item(status.size, status.etag))
+            for name, status in self._storage.tree(self._name)
+            if name and not name.endswith("/")  # which some tools make for folders
+        )
+        return dict(islice(found, MAX_FILES + 1))
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what a storage raises into DownloadError."""
     try:
-        if scheme(uri) in OSS:
-            from evmp.fetch.bucket import BucketOrigin
-
-            return BucketOrigin(uri, job, deadline, is_folder=is_folder)
-        from evmp.fetch.filesystem import FileSystemOrigin
-
-        return FileSystemOrigin(uri, job, deadline)
-    except ImportError:
-        library, extra = ("oss2", "oss") if scheme(uri) in OSS else ("fsspec", "fsspec")
-        raise DownloadError(f"needs {library}: pip install evmp[{extra}]") from None
+        yield
+    except OSError as error:
+        if error.filename is None:  # of the file that is written
+            raise
+        raise DownloadError(error.strerror) from None
+    except ConfigError as error:
+        raise DownloadError(str(error)) from None
 
 
 def _home() -> Path:
@@ -187,20 +220,23 @@ class _Draft:
     Args:
         key: of the job, that names what is fetched.
         items: what there is to be fetched.
+        deadline: of all of it.
     """
 
-    def __init__(self, folder: Path, key: str, items: Mapping[str, Item]) -> None:
-        self.folder, self._key = folder, key
+    def __init__(
+        self, folder: Path, key: str, items: Mapping[str, Item], deadline: Deadline
+    ) -> None:
+        self.folder, self._key, self._deadline = folder, key, deadline
         sizes = [item.size for item in items.values()]
         self._whole = f" of {sum(it or 0 for it in sizes) / 1e9:.2f}" if None not in sizes else ""
         self._done, self._told = 0, time.monotonic()
 
-    def save(self, origin: Origin, name: str, item: Item) -> Item:
+    def save(self, origin: _Origin, name: str, item: Item) -> Item:
         """Fetch a file. Returns it, with an ETag."""
         file = self.folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        with io.BufferedRandom(_File(file, self._tell)) as opened:
-            origin.save(name, opened)
+        with open(file, "xb+") as opened:
+            origin.save(name, opened, lambda: self._tell(opened.tell()))
             size = opened.tell()
             if item.size is not None and size != item.size:
                 raise DownloadError(f"{size} bytes have come, and {item.size} were announced")
@@ -208,50 +244,26 @@ class _Draft:
             return Item(size, item.etag or _sha256(opened))
 
     def _tell(self, n_bytes: int) -> None:
-        """Say now and then how much has come, of this file and of those before."""
+        """Say now and then how much has come, of this file and of those before; not for ever."""
+        self._deadline.check()
         if time.monotonic() - self._told >= TELL_SECONDS:
             self._told = time.monotonic()
             come = (self._done + n_bytes) / 1e9
             log.info("fetching %s: %.2f%s GB have come", self._key, come, self._whole)
 
 
-class _File(io.FileIO):
-    """A new file of a copy. That it cannot be kept is nobody's fault but this machine's.
-
-    Args:
-        tell: called with its size as it grows.
-    """
-
-    def __init__(self, path: Path, tell: Callable[[int], None]) -> None:
-        super().__init__(path, "xb+")
-        self._tell = tell
-
-    def write(self, data: Any) -> int:
-        """Write.
-
-        Raises:
-            DownloadError: in the place of OSError, which origins have from their connections.
-        """
-        try:
-            n_bytes = super().write(data)
-        except OSError as error:
-            raise _unkept(error) from None
-        self._tell(self.tell())
-        return n_bytes
-
-
 def _bring(
-    origin: Origin, items: dict[str, Item], draft: _Draft, finish: Callable[[Path], None]
+    origin: _Origin, items: dict[str, Item], draft: _Draft, finish: Callable[[Path], None]
 ) -> dict[str, Item]:
     """Make a folder of the files. Returns them, each with an ETag."""
     shutil.rmtree(draft.folder, ignore_errors=True)  # of who has died with it
     draft.folder.mkdir()
     brought: dict[str, Item] = {}
-    failure: DownloadError | None = None
+    failure: Exception | None = None
     try:
         for name, item in items.items():
             brought[name] = draft.save(origin, name, item)
-    except DownloadError as error:
+    except (DownloadError, OSError) as error:
         failure = error
     if origin.look() != items:
         raise DownloadError("it was changed while it was fetched; run the job again")
