@@ -96,14 +96,10 @@ def fetch(
                     _put(draft, place)
                 return Copy(place, items)
     except OSError as error:
-        raise _unkept(error) from None
-
-
-def _unkept(error: OSError) -> DownloadError:
-    return DownloadError(
-        f"cannot be kept in {_home()}: {(error.strerror or str(error)).lower()}; XDG_CACHE_HOME "
-        "may name another folder"
-    )
+        reason = (error.strerror or str(error)).lower()
+        raise DownloadError(
+            f"cannot be kept in {home}: {reason}; XDG_CACHE_HOME may name another folder"
+        ) from None
 
 
 class _Origin:

@@ -11,8 +11,8 @@ An object's name has parts joined by `/`; a folder is what names begin with, and
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, Protocol
 
@@ -38,7 +38,7 @@ class Status(NamedTuple):
 
 
 class Readable(Protocol):
-    """Named objects to be read. It keeps no file and no connection across a fork.
+    """Named objects to be read, by one process.
 
     Every method raises OSError, with the URI as its filename, when the storage refuses or cannot be
     reached; it has then tried what there was to be tried. Those that look at one object raise
@@ -51,7 +51,7 @@ class Readable(Protocol):
     def read(self, name: str) -> bytes:
         """Return a small object."""
 
-    def stream(self, name: str) -> Iterator[bytes]:
+    def stream(self, name: str) -> Generator[bytes, None, None]:
         """Yield the bytes of an object, all of the same version, in pieces.
 
         Raises:
@@ -72,7 +72,10 @@ class Readable(Protocol):
 
 
 class Storage(Readable, Protocol):
-    """Named objects to be read and made, by any process."""
+    """Named objects to be read and made.
+
+    Any process may hold one; it keeps no file and no connection across a fork.
+    """
 
     def create(self, name: str, data: bytes) -> bool:
         """Make an object of `data`, unless there is one of that name. Returns whether it did.
@@ -137,9 +140,10 @@ def save(
     """
     for n_left in reversed(range(SAVE_TRIES)):
         try:
-            for chunk in storage.stream(name):
-                file.write(chunk)
-                tick()
+            with closing(storage.stream(name)) as chunks:
+                for chunk in chunks:
+                    file.write(chunk)
+                    tick()
             return
         except OSError as error:
             if error.errno != errno.EBADMSG or not n_left:
@@ -160,7 +164,7 @@ def open_storage(uri: str, job: Job, drafts: Path) -> Storage:
         ConfigError: when there is no such storage.
     """
     if scheme(uri) in OSS:
-        with _needing("oss2", "oss"):
+        with _needing(uri, "oss2", "oss"):
             from evmp.storage.oss import OssStorage
 
             return OssStorage(uri, job, drafts)
@@ -188,7 +192,7 @@ def open_readable(uri: str, job: Job, deadline: Deadline) -> tuple[Readable, str
     folder, _, name = uri.rpartition("/")
     if scheme(uri) in OSS:
         return open_storage(folder, job, Path()), name
-    with _needing("fsspec", "fsspec"):
+    with _needing(uri, "fsspec", "fsspec"):
         from evmp.storage.filesystem import FileSystemStorage
 
         return FileSystemStorage(folder, job), name
@@ -206,8 +210,9 @@ def telling(uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def _needing(library: str, extra: str) -> Iterator[None]:
+def _needing(uri: str, library: str, extra: str) -> Iterator[None]:
     try:
         yield
     except ImportError:
-        raise ConfigError(f"needs {library}: pip install evmp[{extra}]") from None
+        message = f"{scheme(uri)}:// needs {library}: pip install evmp[{extra}]"
+        raise ConfigError(message) from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Final
 
 from evmp.remote import Piece
@@ -41,7 +41,7 @@ class FileSystemStorage:
         """Get one piece after the other; see Readable."""
         return b"".join(self.stream(name))
 
-    def stream(self, name: str) -> Iterator[bytes]:
+    def stream(self, name: str) -> Generator[bytes, None, None]:
         """Get one piece after the other, all of the same version; see Readable."""
         first = piece = self._piece(name, 0, PIECE_BYTES)
         while piece.data:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from http import HTTPStatus
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
@@ -57,7 +57,7 @@ class HttpStorage:
         """Get it; see Readable."""
         return b"".join(self.stream(name))
 
-    def stream(self, name: str) -> Iterator[bytes]:
+    def stream(self, name: str) -> Generator[bytes, None, None]:
         """Get it, and the rest of it after a break; see Readable."""
         self._check(name)
         body = _Body(self._remote, self._url, self._job, self._deadline)

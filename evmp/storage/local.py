@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -70,7 +70,7 @@ class LocalStorage:
         """Read one file after the other; see Storage."""
         return map(self.read, names)
 
-    def stream(self, name: str) -> Iterator[bytes]:
+    def stream(self, name: str) -> Generator[bytes, None, None]:
         """Read the file piece by piece; see Storage."""
         with open(self._root / name, "rb", buffering=0) as file:
             while chunk := file.read(CHUNK_BYTES):

@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
@@ -124,7 +124,7 @@ class OssStorage:
         else:
             yield from map(self.read, names)
 
-    def stream(self, name: str) -> Iterator[bytes]:
+    def stream(self, name: str) -> Generator[bytes, None, None]:
         """Get ranges, one after the other, all of the same object; see Storage."""
         head, crc, at = self.head(name), Crc64(0), 0
         if head.packing not in ("", "identity"):
