@@ -26,6 +26,7 @@ from evmp.errors import DecodeError
 from evmp.job import Job
 from evmp.plan import choose_block_rows
 from evmp.video.container import OpenVideo
+from evmp.video.ending import missing_end
 from evmp.video.frames import Frames
 from evmp.video.index import Index, index_of
 from evmp.video.picture import Display
@@ -554,6 +555,48 @@ def test_cut_stream_says_where_it_ends() -> None:
 
     assert index.n_frames < 100
     assert index.damage.startswith("the file ")
+
+
+@pytest.mark.parametrize("name", ["h264 with open groups", "vp9", "h264 in a transport stream"])
+def test_file_cut_anywhere_says_so(name: str) -> None:
+    data, _ = clip_of(name)
+    for part in range(2, 19):
+        index, _ = planned(data[: len(data) * part // 20 + part])
+
+        assert index.n_frames < 150
+        assert index.damage.startswith(f"the file ends after {index.n_frames} frames, with")
+
+
+@pytest.mark.parametrize("shift, size, whole", [(0, 188, 188), (4, 192, 188), (0, 204, 204)])
+def test_transport_stream_ends_with_a_packet_of_any_size(shift: int, size: int, whole: int) -> None:
+    packets = [bytes(shift) + b"\x47" + bytes([i] * (size - shift - 1)) for i in range(100, 140)]
+    data = b"".join(packets)
+
+    assert not missing_end(io.BytesIO(data), "mpegts")
+    for n_bytes in range(1, whole):
+        file = io.BytesIO(data[: -size + shift + n_bytes])
+        assert missing_end(file, "mpegts") == "within a packet"
+        assert not file.tell()
+
+
+def test_stream_that_was_written_live_claims_no_size() -> None:
+    data = bytearray(clip_of("vp9")[0])
+    at = data.index(b"\x18\x53\x80\x67") + 4
+    data[at : at + 8] = b"\x01" + b"\xff" * 7
+
+    assert not planned(bytes(data))[0].damage
+    assert not missing_end(io.BytesIO(bytes(data[:at])), "matroska,webm")
+
+
+def test_transport_stream_misses_the_packets_it_has_counted() -> None:
+    data, _ = clip_of("h264 in a transport stream")
+    packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+    pictures = [i for i, it in enumerate(packets) if it[1] & 0x1F == 1]  # number 256
+    del packets[pictures[len(pictures) // 2]]
+
+    index, _ = planned(b"".join(packets))
+
+    assert index.damage.startswith("something is missing after ")
 
 
 def test_damage_in_the_middle_costs_the_frames_there() -> None:

@@ -3,6 +3,7 @@
     footage       a video's bytes as a file, wherever they are
     spool         those of videos that come in cells
     container     opens a file that may be anything, and reads its packets
+    ending        whether the bytes of a file tell that it was cut
     index         when each frame is shown, known from the packets alone
     sampling      which frames are wanted
     segment       a video cut into pieces that are decoded one by one, and what each is to give

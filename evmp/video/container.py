@@ -14,6 +14,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from evmp.errors import ConfigError, DecodeError
+from evmp.video.ending import missing_end
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -101,6 +102,11 @@ class OpenVideo:
         if not self.format.startswith("mov"):
             return n_frames
         return min(n_frames, len(self.stream.index_entries))  # without what edit lists leave out
+
+    @property
+    def missing_end(self) -> str:
+        """How the file falls short, where its bytes tell that it has been cut."""
+        return missing_end(self._file, self.format)
 
     @property
     def time_base(self) -> Fraction:

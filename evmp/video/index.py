@@ -62,7 +62,7 @@ class Index:
         keys: which of the frames decoding may begin with, ascending.
         starts: of each key; none where the file is not sought in.
         is_regular: see above.
-        damage: where the stream breaks off; empty where it does not.
+        damage: where the stream first breaks off; empty where it does not.
     """
 
     time_base: Fraction
@@ -92,6 +92,8 @@ class _Packets:
         self._pts, self._dts, self._durations = array("q"), array("q"), array("q")
         self._is_key = bytearray()
         self.n_hidden = 0
+        self.broken = -1
+        """The first that is not whole, where there is one."""
 
     def __len__(self) -> int:
         return len(self._is_key)
@@ -101,6 +103,8 @@ class _Packets:
         self._pts.append(UNKNOWN if it.pts is None else it.pts)
         self._dts.append(UNKNOWN if it.dts is None else it.dts)
         self._durations.append(int(it.duration or 0))
+        if it.is_corrupt and self.broken < 0:
+            self.broken = len(self)
         self._is_key.append(is_key)
 
     @property
@@ -139,8 +143,6 @@ def index_of(video: OpenVideo, beat: Callable[[], object] = lambda: None) -> Ind
     packets, damage = _read(video, beat)
     if not packets:
         raise DecodeError(damage or "there is no frame in it")
-    if not damage and video.n_packets > len(packets) + packets.n_hidden:
-        damage = f"the file ends after {len(packets)} of {video.n_packets} frames"
     has_halves = _has_halves(video, beat)
     if has_halves:
         packets = _put_together(video, beat)
@@ -173,7 +175,7 @@ def index_of(video: OpenVideo, beat: Callable[[], object] = lambda: None) -> Ind
 
 def _read(video: OpenVideo, beat: Callable[[], object]) -> tuple[_Packets, str]:
     """Return the packets that become frames, and where they break off."""
-    packets = _Packets()
+    packets, damage = _Packets(), ""
     is_vp8 = video.stream.codec_context.name == "vp8"
     try:
         for packet in video.packets():
@@ -188,8 +190,25 @@ def _read(video: OpenVideo, beat: Callable[[], object]) -> tuple[_Packets, str]:
     except DecodeError as error:
         if not packets or len(packets) > MAX_FRAMES:
             raise
-        return packets, f"the file cannot be read after {len(packets)} frames: {error}"
-    return packets, ""
+        damage = f"the file cannot be read after {len(packets)} frames: {error}"
+    return packets, _loss(packets, video) or damage or _cut(packets, video)
+
+
+def _loss(packets: _Packets, video: OpenVideo) -> str:
+    """Say where the stream misses something; not at its end, nor where files are joined."""
+    if video.is_joined or not 0 <= packets.broken < len(packets) - 1:
+        return ""
+    return f"something is missing after {packets.broken} frames"
+
+
+def _cut(packets: _Packets, video: OpenVideo) -> str:
+    """Say that the file has been cut, where it can be told."""
+    n_frames = len(packets)
+    if video.n_packets > n_frames + packets.n_hidden:
+        return f"the file ends after {n_frames} of {video.n_packets} frames"
+    if how := video.missing_end:
+        return f"the file ends after {n_frames} frames, {how}"
+    return f"the file ends within frame {packets.broken}" if packets.broken >= 0 else ""
 
 
 def _has_halves(video: OpenVideo, beat: Callable[[], object]) -> bool:
