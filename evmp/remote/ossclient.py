@@ -34,6 +34,8 @@ from evmp.value import scheme
 if TYPE_CHECKING:
     from evmp.job import Job
 
+new_crc64: Final = Crc64(0).crc64.new
+"""Makes what has `update` and `crcValue`. Each Crc64 would make its table anew, in 0.2 ms."""
 CRC_HEADER: Final = "x-oss-hash-crc64ecma"
 _HOST: Final = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*(:\d+)?")
 _OWN_HOST: Final = re.compile(r"oss-(?P<region>[a-z0-9-]+?)(-internal)?\.aliyuncs\.com")
@@ -148,7 +150,7 @@ class OssClient:
         with self.asking(deadline):
             answer = bucket.get_object(key, headers=headers)
         part = span if answer.status == HTTPStatus.PARTIAL_CONTENT else None
-        response, crc, version = answer.resp.response.raw, Crc64(0), version_of(answer.headers)
+        response, crc, version = answer.resp.response.raw, new_crc64(), version_of(answer.headers)
         with told(deadline, self._timeout[1]):
             try:
                 if part:
@@ -157,7 +159,7 @@ class OssClient:
                 data = read_body(response, limit, deadline, crc.update)
             finally:
                 dismiss(response)
-        if crc.crc != int(answer.headers.get(CRC_HEADER, crc.crc)):
+        if crc.crcValue != int(answer.headers.get(CRC_HEADER, crc.crcValue)):
             raise Again("the object has come with another CRC64 than it has")
         return Piece(0, data, len(data), version)
 

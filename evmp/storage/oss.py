@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from oss2.exceptions import OssError
-from oss2.utils import Crc64, content_md5
+from oss2.utils import content_md5
 
 from evmp.errors import ConfigError, DownloadError, MissingError
-from evmp.remote.ossclient import CRC_HEADER, OssClient, Places
+from evmp.remote.ossclient import CRC_HEADER, OssClient, Places, new_crc64
 from evmp.remote.retry import Again, Deadline, persist
 from evmp.storage import Readable, Status, save
 from evmp.storage.upload import PART_BYTES, Once, Upload, forbidding, never
@@ -126,7 +126,7 @@ class OssStorage:
 
     def stream(self, name: str) -> Generator[bytes, None, None]:
         """Get ranges, one after the other, all of the same object; see Storage."""
-        head, crc, at = self.head(name), Crc64(0), 0
+        head, crc, at = self.head(name), new_crc64(), 0
         if head.packing not in ("", "identity"):
             packed = f"it is stored with Content-Encoding: {head.packing:.40}, expected none"
             raise OSError(errno.EIO, packed, self.uri(name))
@@ -139,7 +139,7 @@ class OssStorage:
             crc.update(chunk)
             yield chunk
             at = end
-        if head.crc64 not in (None, crc.crc):
+        if head.crc64 not in (None, crc.crcValue):
             raise OSError(errno.EBADMSG, "the object has come with another CRC64", self.uri(name))
 
     @contextmanager

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from oss2.exceptions import OssError
 from oss2.models import PartInfo
-from oss2.utils import Crc64
+
+from evmp.remote.ossclient import new_crc64
 
 if TYPE_CHECKING:
     from evmp.storage.oss import Head, OssStorage
@@ -56,7 +57,7 @@ class Upload:
     ) -> None:
         self._storage, self._name, self._maker, self._note = storage, name, maker, note
         self._buffer, self._size = bytearray(), 0
-        self._crc: Crc64 | None = Crc64(0)
+        self._crc: Any = new_crc64()
         self._id = ""
         self._pool = ThreadPoolExecutor(N_THREADS)
         self._parts: list[Future[PartInfo]] = []
@@ -123,7 +124,7 @@ class Upload:
         self._storage.ask(lambda bucket: self._complete(bucket, parts, once), self._name)
         self._id = ""
         head = self._storage.head(self._name)
-        crc64 = self._crc.crc if self._crc is not None else head.crc64
+        crc64 = self._crc.crcValue if self._crc is not None else head.crc64
         is_whole = head.size == self._size and head.crc64 in (None, crc64)
         if head.maker == self._maker and not is_whole:
             uri = self._storage.uri(self._name)
