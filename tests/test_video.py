@@ -212,6 +212,32 @@ def test_files_put_together_are_one_video_after_the_other(decode_type: int) -> N
         assert (pixels == frames[frame_id].to_ndarray(format="rgb24")).all()
 
 
+@pytest.mark.parametrize("decode_type", [2, 4])
+@pytest.mark.parametrize("codec", ["libx265", "libx264", "mpeg2video"])
+def test_recording_cut_at_an_open_group_begins_with_its_keyframe(
+    codec: str, decode_type: int
+) -> None:
+    params = "keyint=20:open-gop=1:bframes=5:b-adapt=0:scenecut=0"
+    options = {"x264-params": params, "x265-params": params}
+    data = make_clip(100, codec, "mpegts", g=20, bf=2, **options)
+    with opened(data) as video:
+        keys = [packet.pos for packet in video.packets() if packet.is_keyframe]
+    tables, group = data[: 3 * 188], keys[2]
+    assert group is not None
+    data = tables + data[group:]
+    frames = Truth(data).decoded(decode_type)
+
+    index, _ = planned(data)
+    found = read(data, decode_type=decode_type, sample_fps=0)
+
+    assert index.n_frames == len(Truth(data).frames)
+    assert not index.damage
+    assert [frame_id for frame_id, _, _ in found] == list(frames)
+    for frame_id, seconds, pixels in found:
+        assert seconds == pytest.approx(frame_id / 25)
+        assert (pixels == frames[frame_id].to_ndarray(format="rgb24")).all()
+
+
 @pytest.mark.parametrize("format", ["mpegts", "matroska", "h264"])
 def test_frames_of_two_fields_are_counted_once(format: str) -> None:
     data = make_field_clip(24, format)

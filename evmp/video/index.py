@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -40,6 +40,7 @@ UNKNOWN: Final = -(1 << 63)
 BEAT_PACKETS: Final = 1024
 PROGRESSIVE: Final = 1  # AV_FIELD_PROGRESSIVE
 TRIED_PACKETS: Final = 64  # of an interlaced stream
+MAX_LEADING: Final = 64  # frames shown ahead of a keyframe, decoded after it
 
 
 class Start(NamedTuple):
@@ -119,6 +120,12 @@ class _Packets:
     def is_key(self) -> np.ndarray[Any, np.dtype[np.bool_]]:
         return np.frombuffer(self._is_key, np.bool_)
 
+    def keep(self, places: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        """Drop all others."""
+        times = (self.pts, self.dts, np.frombuffer(self._durations, np.int64))
+        self._pts, self._dts, self._durations = (array("q", it[places].tobytes()) for it in times)
+        self._is_key = bytearray(self.is_key[places].tobytes())
+
     def duration(self, place: int) -> int:
         """Return how long a packet's frame is shown; 0 where that is not known."""
         return self._durations[place]
@@ -146,6 +153,8 @@ def index_of(video: OpenVideo, beat: Callable[[], object] = lambda: None) -> Ind
     has_halves = _has_halves(video, beat)
     if has_halves:
         packets = _put_together(video, beat)
+    else:
+        _drop_orphans(packets, video, beat)
     usual = video.usual_duration
     unordered = packets.times(usual)
     order = np.argsort(unordered, kind="stable")
@@ -220,6 +229,31 @@ def _has_halves(video: OpenVideo, beat: Callable[[], object]) -> bool:
     with suppress(DecodeError):
         packets.extend(it for it in islice(video.packets(), TRIED_PACKETS) if it.size)
     return sum(1 for _ in _decoded(video, [*packets, None], beat)) < len(packets)
+
+
+def _drop_orphans(packets: _Packets, video: OpenVideo, beat: Callable[[], object]) -> None:
+    """Drop what is shown ahead of the first keyframe and refers to what has been cut off.
+
+    Nothing is ahead of it in most files. Where something is, the decoder gives it or not.
+    """
+    first, *others = packets.pts[: MAX_LEADING + 1].tolist()
+    leading = list(takewhile(lambda pts: UNKNOWN < pts < first, others))
+    if not leading or not packets.is_key[0] or video.format in UNTIMED_FORMATS:
+        return
+    shown = {it.pts for it in _decoded(video, _through(video.packets(), leading[-1]), beat)}
+    if first in shown:
+        places = np.ones(len(packets), np.bool_)
+        places[1 : 1 + len(leading)] = [pts in shown for pts in leading]
+        packets.keep(places)
+
+
+def _through(packets: Iterator[Packet[Any]], pts: int) -> Iterator[Packet[Any] | None]:
+    """Yield packets up to that of a time, and what makes a decoder give all it has."""
+    for packet in packets:
+        yield packet
+        if packet.pts == pts:
+            break
+    yield None
 
 
 def _put_together(video: OpenVideo, beat: Callable[[], object]) -> _Packets:
