@@ -419,6 +419,20 @@ def test_picture_is_upright(degrees: int) -> None:
     assert (shown.height, shown.width) == shown.pixels.shape[:2]
 
 
+@pytest.mark.parametrize("degrees", [0, 90, -90, 180])
+def test_mirrored_picture_is_turned_over(degrees: int) -> None:
+    """The matrix maps columns and rows that are stored to (a x + c y, b x + d y)."""
+    stored = first_of(make_clip(3)).pixels
+    data = bytearray(make_clip(3, rotation=degrees))
+    at = data.index(b"tkhd") + 44
+    a, b, _, c, d = struct.unpack(">5i", data[at : at + 20])
+    data[at : at + 20] = struct.pack(">5i", -a, b, 0, -c, d)  # shown the other way round
+
+    shown = first_of(bytes(data)).pixels
+
+    assert difference(shown, np.rot90(stored, degrees // 90)[:, ::-1]) == 0
+
+
 @pytest.mark.parametrize("short_side", [36, 100])
 def test_resized_picture_is_that_of_pillow(short_side: int) -> None:
     stored = first_of(make_clip(3)).pixels

@@ -60,7 +60,9 @@ class Display:
             resized = np.empty((rows, columns, 3), np.uint8)
             _native.resize(np.ascontiguousarray(pixels), height, width, resized, rows, columns)
             pixels = resized
-        turns = round(frame.rotation / 90) % 4
+        turns = round(frame.rotation / 90)
+        if _is_mirrored(frame):  # FFmpeg's angle makes half a turn of it
+            pixels, turns = pixels[:, ::-1], turns + 2
         if turns % 2:
             shown = shown[::-1]
         return Frame(np.ascontiguousarray(np.rot90(pixels, turns)), shown[1], shown[0])
@@ -73,6 +75,15 @@ def _pixels(rgb: VideoFrame) -> Pixels:
         copied: Pixels = np.ascontiguousarray(rgb.to_ndarray(), np.uint8)
         return copied
     return np.frombuffer(plane, np.uint8).reshape(rgb.height, rgb.width, 3)
+
+
+def _is_mirrored(frame: VideoFrame) -> bool:
+    """Say whether the matrix of a frame turns it over, as front cameras have it."""
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    return bool(a * d < b * c)
 
 
 def _width(width: int, aspect: Fraction | None) -> int:
