@@ -28,7 +28,7 @@ from evmp.plan import choose_block_rows
 from evmp.video.container import OpenVideo
 from evmp.video.ending import missing_end
 from evmp.video.frames import Frames
-from evmp.video.index import Index, index_of
+from evmp.video.index import NONE, Index, index_of
 from evmp.video.picture import Display
 from evmp.video.sampling import Grid, Sampler
 from evmp.video.segment import Clips, Segment, segments_of
@@ -336,7 +336,7 @@ def test_segments_of_clips_give_what_one_segment_gives() -> None:
 
 
 def test_of_two_equally_near_frames_the_earlier_is_taken() -> None:
-    index = Index(Fraction(1, 25), 0, 50, 50, np.arange(50), (), (), True, "")
+    index = Index(Fraction(1, 25), 0, 50, 50, np.arange(50), NONE, NONE, True, "")
 
     # 9.9 seconds and the like lie in the middle between two frames of 1/25 s.
     kept = Grid(10.0, index).kept(index.times)
@@ -348,7 +348,7 @@ def test_of_two_equally_near_frames_the_earlier_is_taken() -> None:
 def test_frames_chosen_one_by_one_are_those_chosen_at_once(fps: float) -> None:
     times = np.cumsum(np.random.default_rng(5).integers(1, 90, 400))
     index = Index(
-        Fraction(1, 1000), int(times[0]), int(times[-1]) + 40, 400, times, (), (), True, ""
+        Fraction(1, 1000), int(times[0]), int(times[-1]) + 40, 400, times, NONE, NONE, True, ""
     )
     grid = Grid(fps, index)
     sampler = Sampler[int](grid)
@@ -360,7 +360,7 @@ def test_frames_chosen_one_by_one_are_those_chosen_at_once(fps: float) -> None:
 
 def test_of_no_frames_none_is_kept() -> None:
     times = np.arange(5)
-    index = Index(Fraction(1, 25), 0, 5, 5, times, (), (), True, "")
+    index = Index(Fraction(1, 25), 0, 5, 5, times, NONE, NONE, True, "")
 
     assert Grid(5.0, index).kept(times[:0]).tolist() == []
     assert list(segments_of(index, make_job(decode_type=2), 10))[-1].is_last
@@ -369,7 +369,7 @@ def test_of_no_frames_none_is_kept() -> None:
 def test_times_of_many_digits_lose_none() -> None:
     times = np.arange(5, dtype=np.int64) * 40_000_000_000 + (1 << 50)
     index = Index(
-        Fraction(1, 1_000_000_007), 1 << 50, int(times[-1]) + 1, 5, times, (), (), True, ""
+        Fraction(1, 1_000_000_007), 1 << 50, int(times[-1]) + 1, 5, times, NONE, NONE, True, ""
     )
 
     assert Grid(0.02, index).kept(times).tolist() == [0, 1, 3, 4]
@@ -378,7 +378,7 @@ def test_times_of_many_digits_lose_none() -> None:
 @pytest.mark.parametrize("origin", [-(1 << 63), -(1 << 62), (1 << 62) + 5, (1 << 63) - 5000])
 def test_times_of_any_size_count_from_the_first(origin: int) -> None:
     times = np.arange(100, dtype=np.int64) * 40 + origin
-    index = Index(Fraction(1, 1000), origin, origin + 4000, 100, times, (), (), True, "")
+    index = Index(Fraction(1, 1000), origin, origin + 4000, 100, times, NONE, NONE, True, "")
 
     assert Grid(5.0, index).kept(times).tolist() == list(range(0, 100, 5))
     assert index.duration_seconds == 4.0
@@ -386,7 +386,7 @@ def test_times_of_any_size_count_from_the_first(origin: int) -> None:
 
 def test_times_that_span_all_there_are_lose_none() -> None:
     times = np.array([-(1 << 63), 0, (1 << 63) - 1])
-    index = Index(Fraction(1, 1 << 30), int(times[0]), 1 << 63, 3, times, (), (), True, "")
+    index = Index(Fraction(1, 1 << 30), int(times[0]), 1 << 63, 3, times, NONE, NONE, True, "")
 
     assert Grid(1e-9, index).kept(times).tolist() == [0, 1, 2]
 

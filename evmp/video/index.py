@@ -11,7 +11,7 @@ so such a stream is decoded once for its index.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -37,6 +37,7 @@ UNTIMED_FORMATS: Final = ("avi", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "o
 VP8_IS_SHOWN: Final = 0x10  # of a packet's first byte
 UNSOUGHT_FORMATS: Final = ("mpeg",)  # FFmpeg guesses where in it a time is
 UNKNOWN: Final = -(1 << 63)
+NONE: Final = np.array([], np.int64)
 BEAT_PACKETS: Final = 1024
 PROGRESSIVE: Final = 1  # AV_FIELD_PROGRESSIVE
 TRIED_PACKETS: Final = 64  # of an interlaced stream
@@ -61,7 +62,8 @@ class Index:
         n_frames: how many there are.
         times: (n_frames,) int64, ascending.
         keys: which of the frames decoding may begin with, ascending.
-        starts: of each key; none where the file is not sought in.
+        starts: (len(keys), 2) int64, the times of each key's packet, presentation and decoding;
+            UNKNOWN is none. Empty where the file is not sought in.
         is_regular: see above.
         damage: where the stream first breaks off; empty where it does not.
     """
@@ -71,8 +73,8 @@ class Index:
     end: int
     n_frames: int
     times: Times
-    keys: Sequence[int]
-    starts: Sequence[Start]
+    keys: Times
+    starts: Times
     is_regular: bool
     damage: str
 
@@ -80,6 +82,11 @@ class Index:
     def duration_seconds(self) -> float:
         """From the first frame's time to the end of the last."""
         return self.seconds(self.end)
+
+    def start(self, key: int) -> Start:
+        """Return how to begin with one of the keys."""
+        pts, dts = self.starts[key].tolist()
+        return Start(pts, None if dts == UNKNOWN else dts)
 
     def seconds(self, time: int) -> float:
         """Return how long after the first frame a time is."""
@@ -161,22 +168,17 @@ def index_of(video: OpenVideo, beat: Callable[[], object] = lambda: None) -> Ind
     times = unordered[order]
     is_timed = video.format not in UNTIMED_FORMATS and bool((packets.pts != UNKNOWN).all())
     is_regular = is_timed and not has_halves and bool((times[1:] > times[:-1]).all())
-    keys = np.flatnonzero(packets.is_key[order]) if is_regular else np.array([], np.int64)
+    keys = np.flatnonzero(packets.is_key[order]) if is_regular else NONE
     is_sought = not video.is_joined and video.format not in UNSOUGHT_FORMATS
-    dts = packets.dts[order[keys]].tolist()
-    starts = [
-        Start(pts, None if at == UNKNOWN else at)
-        for pts, at in zip(times[keys].tolist(), dts, strict=True)
-        if is_sought
-    ]
+    sought = keys if is_sought else NONE
     return Index(
         time_base=video.time_base,
         origin=int(times[0]),
         end=int(times[-1]) + (packets.duration(int(order[-1])) or usual),
         n_frames=len(times),
         times=times,
-        keys=keys.tolist(),
-        starts=starts,
+        keys=keys,
+        starts=np.stack([times[sought], packets.dts[order[sought]]], axis=1),
         is_regular=is_regular,
         damage=damage,
     )

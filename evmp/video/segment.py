@@ -15,12 +15,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from evmp.video.index import Index, Start, Times
+from evmp.video.index import NONE, Index, Start, Times
 from evmp.video.sampling import Grid
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def segments_of(
         n_items = min(n_items, most) if most else n_items
         yield Segment(_light(index, index.times), (), None, 0, n_items, True)
         return
-    decoded = np.array(index.keys, np.int64) if job.decode_type == 2 else np.arange(index.n_frames)
+    decoded = index.keys if job.decode_type == 2 else np.arange(index.n_frames)
     kept = Grid(job.sample_fps, index).kept(index.times[decoded])
     frames = decoded[kept]
     if most:
@@ -141,7 +141,7 @@ def _cut(index: Index, frames: Times, clips: Clips, enough_items: int | None) ->
     n_clips = clips.count(len(frames))
     firsts = frames[: n_clips * clips.stride : clips.stride]  # the first frame of each clip
     bounds = [0, n_clips]
-    if enough_items is not None and index.starts:
+    if enough_items is not None and len(index.starts):
         bounds[1:1] = _bounds(index, firsts, clips, enough_items)
     for begin, end in pairwise(bounds):
         if begin == end and n_clips:
@@ -165,7 +165,7 @@ def _bounds(index: Index, firsts: Times, clips: Clips, enough_items: int) -> Ite
     begin, start = 0, 0
     span = int(firsts[1] - firsts[0]) * clips.size // clips.stride if len(firsts) > 1 else 1
     least = max(LEAST_FRAMES, LEAST_CLIPS * span if clips.size > 1 else 0)
-    for key, following in pairwise([*index.keys, index.n_frames]):
+    for key, following in pairwise(chain(map(int, index.keys), [index.n_frames])):
         clip = bisect_left(firsts, key)
         is_whole = key - start >= least and index.n_frames - key >= least
         after = bisect_left(firsts, following)
@@ -177,13 +177,13 @@ def _bounds(index: Index, firsts: Times, clips: Clips, enough_items: int) -> Ite
 
 def _starts(index: Index, wanted: Times) -> tuple[Start, ...]:
     """Return where to begin for these frames: at the last keyframe before, or further back."""
-    if not len(wanted) or not index.starts:
+    if not len(wanted) or not len(index.starts):
         return ()
     place = bisect_left(index.keys, int(wanted[0]) + 1) - 1
     if place <= 0:
         return ()
-    return tuple(index.starts[i] for i in (place, place - 1) if i > 0)
+    return tuple(index.start(i) for i in (place, place - 1) if i > 0)
 
 
 def _light(index: Index, times: Times) -> Index:
-    return replace(index, times=times, keys=(), starts=())
+    return replace(index, times=times, keys=NONE, starts=NONE)
