@@ -321,7 +321,9 @@ def main() -> None:
             "jobs": jobs(folder, n_rounds, seconds),
             "memory": memory(folder, 60 if options.quick else MEMORY_SECONDS),
         }
-    harness.tell(options.json, "video", ("av", "opencv-python-headless", "torchcodec", "decord"), tables)
+    harness.tell(
+        options.json, "video", ("av", "opencv-python-headless", "torchcodec", "decord"), tables
+    )
 
 
 if __name__ == "__main__":

@@ -675,6 +675,22 @@ def test_damaged_packet_of_a_stream_without_times_leaves_the_later_ones_their_nu
             assert (pixels == frames[frame_id].to_ndarray(format="rgb24")).all()
 
 
+@pytest.mark.parametrize("codec", ["mpeg4", "mpeg2video"])
+def test_frames_behind_a_lost_b_frame_keep_their_numbers(codec: str) -> None:
+    whole = make_clip(30, codec, "avi", g=12, bf=2)
+    data, frames = bytearray(whole), Truth(whole).frames
+    with opened(whole) as video:
+        lost = [bytes(packet) for packet in video.packets() if packet.size][2]
+    at = data.index(lost)
+    data[at : at + len(lost)] = bytes(len(lost))
+
+    found = read(bytes(data), sample_fps=0)
+
+    assert [frame_id for frame_id, _, _ in found] == [0, *range(2, 30)]
+    for frame_id, _, pixels in found:
+        assert (pixels == frames[frame_id].to_ndarray(format="rgb24")).all()
+
+
 def test_one_frame_is_a_video() -> None:
     index, (segment,) = planned(make_clip(1))
 

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from evmp.video.segment import Segment
 
 MAX_DAMAGED: Final = 1000  # packets in a row that give nothing
+# Frames that are decoded before another one and shown behind it, at most.
+MAX_AHEAD: Final = {"h264": 16, "hevc": 16}
+USUAL_AHEAD: Final = 1
 
 
 class Frames:
@@ -130,16 +133,19 @@ class Frames:
     def _placed_by_order(self) -> Iterator[tuple[int, VideoFrame]]:
         """Number frames that only their order tells apart; so all are decoded.
 
-        After some were lost, the next one that is shown behind all that was decoded before it says
-        how many. A packet may hold half of an interlaced one, so those are merely counted.
+        After some were lost, the packets before the next one say how many: but for a few all are
+        shown before it, and, where it is no B frame, all, with those behind its own up to the last
+        that was shown. A packet may hold half of an interlaced one, so those are merely counted.
         """
-        place, ahead = -1, list[int]()
+        place = last = -1
+        most = MAX_AHEAD.get(self._video.stream.codec_context.name, USUAL_AHEAD)
         for frame in self._decoded(_counted(self._video.packets()), SKIPPED[4]):
             place, number = place + 1, frame.pts or 0
-            if frame.pict_type != PictureType.B and not frame.interlaced_frame:
-                ahead = [it for it in ahead if it > number]
-                place = max(place, number + len(ahead))
-            ahead.append(number)
+            if not frame.interlaced_frame:
+                place = max(place, number - most)
+                if frame.pict_type != PictureType.B:
+                    place = max(place, number, last)
+            last = max(last, number)
             yield place, frame
 
     def _is_of_type(self, frame: VideoFrame) -> bool:
