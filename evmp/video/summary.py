@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from evmp.head.segmentor import FOREGROUND
 from evmp.result import to_json
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ class MeanProbabilities:
         means = {name: it / max(1, self._n) for name, it in self._sums.items()}
         said: dict[str, Any] = {"n_frames": self._n, "class_probs": means}
         if self._threshold is not None:
-            said["class_names"] = [name for name, it in means.items() if it >= self._threshold]
+            limit = np.float32(self._threshold)  # as of a frame
+            said["class_names"] = [name for name, it in means.items() if np.float32(it) >= limit]
         elif means:
             said["class_name"] = max(means, key=means.__getitem__)
         return to_json(said)
@@ -176,10 +178,12 @@ class MeanAreas:
         self._n += 1
         classes = result.get("preds")
         if classes is None:
-            classes = np.argmax(np.array(result["probs"]), axis=-1)
+            probs = np.array(result["probs"])
+            is_single = probs.shape[-1] == 1
+            classes = probs[..., 0] >= FOREGROUND if is_single else np.argmax(probs, axis=-1)
         if isinstance(classes, str):
             return  # the path of a picture
-        values, counts = np.unique(np.array(classes), return_counts=True)
+        values, counts = np.unique(np.array(classes, np.int64), return_counts=True)
         for value, count in zip(values.tolist(), (counts / counts.sum()).tolist(), strict=True):
             self._sums[value] = self._sums.get(value, 0.0) + count
 
