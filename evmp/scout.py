@@ -80,7 +80,7 @@ class Scout:
     def open(self) -> None:
         """Get ready to open videos."""
         check_installed()
-        self._opener = FootageOpener(self._job, self._spool)
+        self._opener = FootageOpener(self._job, self._spool, self._beat)
         self._segments.populate(1)
 
     def run(self) -> None:
@@ -133,12 +133,15 @@ class Scout:
         except TROUBLES as trouble:
             yield Task(r, keys, failure=failure_of(trouble)), 1, True
 
+    def _beat(self) -> None:
+        self._seat.enter(State.BUSY)
+
     def _planned(self, footage: Footage) -> Iterator[Segment]:
         with (
             closing(self._opener.open(footage)) as file,
             OpenVideo(file, self._job.max_image_pixels) as video,
         ):
-            index = index_of(video, lambda: self._seat.enter(State.BUSY))
+            index = index_of(video, self._beat)
         if index.duration_seconds > self._job.max_video_seconds:
             raise DecodeError(
                 f"{index.duration_seconds:.2f} seconds exceed max_video_seconds "

@@ -90,7 +90,7 @@ class VideoDecoder:
     def open(self) -> None:
         """Get ready to open videos, and fault the memory in."""
         check_installed()
-        self._opener = FootageOpener(self._job, self._spool)
+        self._opener = FootageOpener(self._job, self._spool, self._beat)
         self._display = Display(self._job.reshape_size, self._job.max_image_pixels)
         self._pixels.populate(self._pixels.row_bytes if self._fit else 1)
 

@@ -58,10 +58,12 @@ def test_file_of_a_web_server_is_read_in_pieces(
     server: HttpServer, remote: Callable[..., AnyRemote]
 ) -> None:
     url = server.put("/a.mp4", Answer(BODY, has_parts=True))
-    pieces = Pieces(remote(), url, 1 << 30)
+    beats = list[int]()
+    pieces = Pieces(remote(), url, 1 << 30, lambda: beats.append(server.requests["/a.mp4"]))
 
     assert whole(pieces) == BODY
     assert server.requests["/a.mp4"] == 7
+    assert beats == list(range(1, 8))
 
     file = RangeFile(pieces.size, pieces.read)
     assert file.seek(-10, os.SEEK_END) == len(BODY) - 10

@@ -30,10 +30,12 @@ class FootageOpener:
     Args:
         job: says how large they may be, and how to reach those of other machines.
         spool: where those of cells are.
+        beat: called whenever a piece of one has come from another machine, which may take long.
     """
 
-    def __init__(self, job: Job, spool: Spool) -> None:
-        self._job, self._spool, self._remote = job, spool, AnyRemote(job)
+    def __init__(self, job: Job, spool: Spool, beat: Callable[[], object]) -> None:
+        self._job, self._spool, self._beat = job, spool, beat
+        self._remote = AnyRemote(job)
 
     def open(self, footage: Footage) -> BinaryIO:
         """Open a video's file; the caller closes it.
@@ -43,7 +45,7 @@ class FootageOpener:
         """
         limit = self._job.max_video_bytes
         if footage.url:
-            pieces = Pieces(self._remote, footage.url, limit)
+            pieces = Pieces(self._remote, footage.url, limit, self._beat)
             return cast(BinaryIO, RangeFile(pieces.size, pieces.read))
         if footage.path:
             fd, size = open_regular(footage.path, limit, "max_video_bytes")
@@ -107,10 +109,13 @@ class Pieces:
         remote: where it is fetched from.
         location: of the file.
         limit: bytes that it may have.
+        beat: called whenever a piece has come.
     """
 
-    def __init__(self, remote: Remote, location: str, limit: int) -> None:
-        self._remote, self._location = remote, location
+    def __init__(
+        self, remote: Remote, location: str, limit: int, beat: Callable[[], object] = lambda: None
+    ) -> None:
+        self._remote, self._location, self._beat = remote, location, beat
         self._pieces: OrderedDict[int, Piece] = OrderedDict()
         first = self._piece(0)
         self.size, self._version = first.size, first.version
@@ -144,6 +149,7 @@ class Pieces:
             piece = self._remote.fetch_piece(self._location, start, start + PIECE_BYTES)
         except DownloadError as error:
             raise DownloadError(f"{self._name}: {error}") from None
+        self._beat()
         if len(piece.data) == piece.size:  # all of it, whatever was asked for
             n_pieces = max(1, -(-piece.size // PIECE_BYTES))
             self._pieces = OrderedDict.fromkeys(range(n_pieces), piece)
