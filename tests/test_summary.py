@@ -99,7 +99,6 @@ def test_segmentor_has_the_mean_share_of_each_class() -> None:
     assert said["areas"] == {"0": 0.5, "1": 0.5}
 
 
-def test_summary_of_what_has_none_counts_frames() -> None:
+def test_areas_of_pictures_are_not_known() -> None:
     keys = {"segmentation_output": "png", "output_dir": "out"}
     assert summary("segmentor", {"preds": "a.png"}, **keys)["areas"] == {}
-    assert summary("self_define", {"any": 1}) == {}
