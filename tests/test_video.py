@@ -344,12 +344,12 @@ def test_of_two_equally_near_frames_the_earlier_is_taken() -> None:
     assert kept.tolist()[:5] == [0, 2, 5, 7, 10]
 
 
-@pytest.mark.parametrize("fps", [0.0, 0.3, 5.0, 9.99, 10.0, 30.0])
-def test_frames_chosen_one_by_one_are_those_chosen_at_once(fps: float) -> None:
-    times = np.cumsum(np.random.default_rng(5).integers(1, 90, 400))
-    index = Index(
-        Fraction(1, 1000), int(times[0]), int(times[-1]) + 40, 400, times, NONE, NONE, True, ""
-    )
+@pytest.mark.parametrize("n_frames", [1, 2, 14, 400])
+@pytest.mark.parametrize("fps", [0.0, 0.3, 1 / 3, 5.0, 9.99, 10.0, 30.0, 1e-300, 1e18, 1e300])
+def test_frames_chosen_one_by_one_are_those_chosen_at_once(fps: float, n_frames: int) -> None:
+    times = np.cumsum(np.random.default_rng(5).integers(1, 90, n_frames))
+    end = int(times[-1]) + 40
+    index = Index(Fraction(1, 1000), int(times[0]), end, n_frames, times, NONE, NONE, True, "")
     grid = Grid(fps, index)
     sampler = Sampler[int](grid)
 

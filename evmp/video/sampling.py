@@ -42,12 +42,12 @@ class Grid:
         """Return which of all frames, by their times, are kept, ascending."""
         if self.takes_all or not len(times):
             return np.arange(len(times))
-        if (int(times[-1]) - self._origin) * 2 * self._times >= 1 << 62:
-            times = times.astype(object)
-        since = times - self._origin
+        largest = max((int(times[-1]) - self._origin) * 2 * self._times, self._per, self.last)
+        dtype = np.dtype(np.int64 if largest < 1 << 62 else object)
+        since = times.astype(dtype) - self._origin
         middles = since[:-1] + since[1:]
-        last_k = np.minimum(middles * self._times // self._per, self.last).astype(np.int64)
-        edges = np.concatenate([[-1], last_k, [self.last]])
+        last_k = np.minimum(middles * self._times // self._per, self.last)
+        edges = np.concatenate([np.array([-1], dtype), last_k, np.array([self.last], dtype)])
         return np.flatnonzero(np.diff(edges) > 0)
 
 
