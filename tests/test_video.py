@@ -335,6 +335,27 @@ def test_segments_of_clips_give_what_one_segment_gives() -> None:
     assert [segment.is_last for segment in segments] == [False] * (len(segments) - 1) + [True]
 
 
+@pytest.mark.parametrize("size, kept", [(10, 5), (16, 15), (4, 0)])
+def test_clips_of_a_rate_that_changes_are_decoded_twice_only_here_and_there(
+    size: int, kept: int
+) -> None:
+    steps = np.repeat([500, 10], [200, 10_000])  # two frames a second, then a hundred
+    times = np.cumsum(steps)
+    keys = np.arange(0, len(times), 100)
+    starts = np.stack([times[keys]] * 2, axis=1)
+    index = Index(Fraction(1, 1000), 0, 10**6, len(times), times, keys, starts, True, "")
+    job = make_job(use_image_predictor=False, decode_batch_size=size, decode_keep_size=kept)
+
+    segments = list(segments_of(index, job, 5))
+
+    n_decoded = 0
+    for segment in segments:
+        assert segment.frames is not None
+        n_decoded += int(segment.frames[-1]) + 1 - int(keys[keys <= segment.frames[0]][-1])
+    assert len(segments) > 3
+    assert n_decoded < 1.1 * len(times)
+
+
 def test_of_two_equally_near_frames_the_earlier_is_taken() -> None:
     index = Index(Fraction(1, 25), 0, 50, 50, np.arange(50), NONE, NONE, True, "")
 

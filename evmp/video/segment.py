@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 LEAST_FRAMES: Final = 64  # of a segment: to begin one costs a few frames
 ENOUGH_FRAMES: Final = 256
-LEAST_CLIPS: Final = 10  # of a segment: it decodes up to a clip of the next one's frames
+LEAST_OF_TWICE: Final = 10  # frames of a segment for one that the next one decodes as well
 PLANNED_TYPES: Final = (2, 4)  # of `decode_type`: what they leave out, the packets say
 
 
@@ -139,10 +139,9 @@ def segments_of(
 def _cut(index: Index, frames: Times, clips: Clips, enough_items: int | None) -> Iterator[Segment]:
     """Cut at keyframes. A clip belongs to the segment that its first frame is in."""
     n_clips = clips.count(len(frames))
-    firsts = frames[: n_clips * clips.stride : clips.stride]  # the first frame of each clip
     bounds = [0, n_clips]
     if enough_items is not None and len(index.starts):
-        bounds[1:1] = _bounds(index, firsts, clips, enough_items)
+        bounds[1:1] = _bounds(index, frames, clips, enough_items)
     for begin, end in pairwise(bounds):
         if begin == end and n_clips:
             continue
@@ -160,17 +159,19 @@ def _cut(index: Index, frames: Times, clips: Clips, enough_items: int | None) ->
         )
 
 
-def _bounds(index: Index, firsts: Times, clips: Clips, enough_items: int) -> Iterator[int]:
+def _bounds(index: Index, frames: Times, clips: Clips, enough_items: int) -> Iterator[int]:
     """Yield with which clips new segments begin."""
+    firsts = frames[: clips.count(len(frames)) * clips.stride : clips.stride]  # of each clip
     begin, start = 0, 0
-    span = int(firsts[1] - firsts[0]) * clips.size // clips.stride if len(firsts) > 1 else 1
-    least = max(LEAST_FRAMES, LEAST_CLIPS * span if clips.size > 1 else 0)
     for key, following in pairwise(chain(map(int, index.keys), [index.n_frames])):
-        clip = bisect_left(firsts, key)
-        is_whole = key - start >= least and index.n_frames - key >= least
-        after = bisect_left(firsts, following)
+        clip, after = bisect_left(firsts, key), bisect_left(firsts, following)
+        if not begin < clip < after:
+            continue
+        n_twice = int(frames[clips.frames(clip - 1, len(frames))[1] - 1]) + 1 - key
+        least = max(LEAST_FRAMES, LEAST_OF_TWICE * n_twice)
+        is_whole = key - start >= least and index.n_frames - key >= LEAST_FRAMES
         is_enough = following - start > max(ENOUGH_FRAMES, least) or after - begin > enough_items
-        if is_whole and is_enough and clip > begin:
+        if is_whole and is_enough:
             yield clip
             begin, start = clip, key
 
