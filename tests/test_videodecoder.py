@@ -277,7 +277,7 @@ def test_damage_is_told_wherever_a_video_is_cut(
     whole.decode()
 
     found = cut.gathered(tmp_path / "reel")
-    assert cut.segments.end == 4
+    assert cut.segments.end == 6
     assert whole.segments.end == 1
     assert "seconds" in found["video"]["error_msg"]
     assert any(len(it["result"][0]) < 4 for it in found["clips"][:-1])
