@@ -20,7 +20,6 @@ from evmp.metrics import Counter, Leave, Seat, State
 log = logging.getLogger(__name__)
 
 AHEAD_ROWS: Final = 64  # of blocks that the reader has not begun yet
-MOST_AHEAD: Final = 64  # such blocks, where they come from the dead
 RETRY_SECONDS: Final = 1.0  # after a storage has refused
 STEP_SECONDS: Final = 0.02
 
@@ -91,11 +90,10 @@ class Keeper:
                 self._claim_due = time.monotonic() + self._leases.pause_seconds
 
     def _is_wanting(self) -> bool:
-        ahead = range(self._agenda.n_begun, self._agenda.n_given)
-        if self._leases.has_found and len(ahead) < MOST_AHEAD:
+        if self._agenda.is_full or self._leases.has_found:
             return not self._agenda.is_full
-        n_rows = sum(len(self._agenda[number]) for number in ahead)
-        return n_rows < AHEAD_ROWS and not self._agenda.is_full
+        ahead = range(self._agenda.n_begun, self._agenda.n_given)
+        return sum(len(self._agenda[number]) for number in ahead) < AHEAD_ROWS
 
     def _settle(self, stop: int) -> None:
         """Tell the leases of the blocks before number `stop`, which the writer has done with."""

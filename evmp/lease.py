@@ -12,14 +12,14 @@ first. None of this decides what counts, which the records of the ledger do. A w
 for dead, and is not, loses some time.
 
 Nobody lists everything. The blocks lie in chunks of a few hundred; a worker looks into one chunk
-after the other, in an order of its own, and takes blocks of it at random. It watches one other
-worker, the next by name, and what that one held it takes over.
+after the other, in an order of its own, and takes blocks of it at random. It watches the two that
+follow it by name: one of them could die unnoticed with the worker that watches it. What a dead one
+held it takes over, and says so before it leases it again.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import random
 import re
 import time
@@ -36,7 +36,9 @@ DIGITS: Final = 12  # of a row's number in a name
 CHUNK_CELLS: Final = 500  # of the grid; a storage lists their leases in one answer
 RENEWALS: Final = 3  # in the time of a lease
 DEAD: Final = 0.7  # of that time without a sign; the rest is for finding out
+PRECEDENCE: Final = 0.1  # of that time, of a worker that is nearer to one that may be dead
 NEWCOMERS: Final = 0.6  # of that time, after which a worker looks who else is there
+WATCHED: Final = 2  # living workers
 NEARBY: Final = 8  # workers at least, that it lists for that
 VAIN_LOOKS: Final = 8  # that find no block free, before a worker asks which chunks are done
 MISSES: Final = 3  # blocks that others were faster to take, before a chunk is looked at again
@@ -90,16 +92,16 @@ class Leases:
         self._about = dict(about or {})
         self._chance = random.Random(worker)
         self._held: dict[int, tuple[Unit, float]] = {}
-        self._found: deque[tuple[str, Unit]] = deque()
+        self._found: deque[Unit] = deque()
         self._n_workers, self._n_alike = 1, 0
         self._view: _View | None = None
         self._chunks: list[int] = []
         self._done_chunks: set[int] = set()
         self._n_vain_looks = 0
         self._n_chunks = -(-len(grid) // CHUNK_CELLS)
-        self._alive: dict[str, float] = {}
+        self._shown: dict[str, float] = {}
         self._seconds_of: dict[str, float] = {}
-        self._neighbour = ""
+        self._watched: list[str] = []
         self._offset, self._due, self._read_clock, self._look_again = 0.0, 0.0, 0.0, 0.0
         self._idle_since: float | None = None
         self._n_rests = 0
@@ -122,7 +124,7 @@ class Leases:
         return min(pause, longest) * self._chance.uniform(0.5, 1)
 
     def renew(self, **about: Any) -> None:
-        """Show that the worker lives, if it is time, and look whether its neighbour does.
+        """Show that the worker lives, if it is time, and look whether those that it watches do.
 
         Args:
             about: what has changed of what it does.
@@ -132,9 +134,10 @@ class Leases:
             OSError: when the storage refuses.
         """
         self._about.update(about)
-        if self._clock() >= self._due:
+        is_clock_due = self._clock() >= self._read_clock
+        if is_clock_due or self._clock() >= self._due:
             self._show()
-        if self._clock() >= self._read_clock:
+        if is_clock_due:
             with suppress(FileNotFoundError):  # others take this worker for dead just now
                 # What comes after the answer is not counted: others seem younger than they are.
                 shown = self._storage.stat(f"workers/{self._worker}").modified
@@ -150,22 +153,21 @@ class Leases:
         """
         shown = self._read(f"workers/{self._worker}").get("held", ())
         for unit in (Unit(*map(int, it)) for it in shown):
-            self._held[unit.start] = unit, self._clock()
-            if unit.start not in held:
-                self._hand_back(unit)
+            if unit.start in held:
+                self._held[unit.start] = unit, self._clock()
+            else:
+                self._found.append(unit)
 
     def leave(self) -> None:
-        """Hand back what is held, and show no more."""
-        for unit, _ in list(self._held.values()):
-            self._hand_back(unit)
+        """Hand back what is held, or was found, and show no more."""
+        for unit in [*(unit for unit, _ in self._held.values()), *self._found]:
+            self._storage.delete(self._lease(unit.start, unit.generation))
+        self._held.clear()
+        self._found.clear()
         self._storage.delete(f"workers/{self._worker}")
 
-    def _hand_back(self, unit: Unit) -> None:
-        del self._held[unit.start]
-        self._storage.delete(self._lease(unit.start, unit.generation))
-
     def _show(self) -> None:
-        held = [[unit.start, unit.stop, unit.generation] for unit, _ in self._held.values()]
+        held = [*(unit for unit, _ in self._held.values()), *map(_next, self._found)]
         about = {**self._about, "lease_seconds": self._seconds, "held": held}
         shown = json.dumps(about).encode()
         self._storage.write(f"workers/{self._worker}", shown)
@@ -175,18 +177,25 @@ class Leases:
         """Return the time by the storage's clock, or a little less."""
         return self._clock() + self._offset
 
-    def _is_dead(self, worker: str) -> bool:
-        """Return whether a worker has not shown itself for long. Asks again only when it may."""
+    def _is_dead(self, worker: str, n_nearer: int = 0) -> bool:
+        """Return whether a worker has not shown itself for long. Asks again only when it may.
+
+        Args:
+            n_nearer: living workers that should see it first.
+        """
         if worker == self._worker:  # a lease of its own that it does not know of
             return True
-        if self._alive.get(worker, -math.inf) > self._now():
+        patience = DEAD + PRECEDENCE * n_nearer
+        if worker in self._shown and self._is_recent(worker, patience):
             return False
         try:
-            shown = self._storage.stat(f"workers/{worker}").modified
+            self._shown[worker] = self._storage.stat(f"workers/{worker}").modified
         except FileNotFoundError:
             return True
-        self._alive[worker] = shown + DEAD * self._lifetime(worker)
-        return self._alive[worker] < self._now()
+        return not self._is_recent(worker, patience)
+
+    def _is_recent(self, worker: str, patience: float) -> bool:
+        return self._shown[worker] + patience * self._lifetime(worker) > self._now()
 
     def _lifetime(self, worker: str) -> float:
         """Return the time of another worker's leases, which it is asked for once."""
@@ -199,18 +208,21 @@ class Leases:
             self._seconds_of[worker] = seconds
 
     def _watch(self) -> None:
-        """Find out what dead neighbours held, up to the first that lives."""
-        is_recent = self._clock() < self._look_again
-        if self._found or (is_recent and not (self._neighbour and self._is_dead(self._neighbour))):
+        """Take over what the dead held of those that follow, up to the last that is watched."""
+        late = self._clock() - self._look_again
+        if self._found or (late < 0 and not any(map(self._is_dead, self._watched, range(WATCHED)))):
             return
-        self._storage.stat("job.json")
+        before, self._watched = self._watched, []
+        for follower in _after(self._nearby(), self._worker):
+            if self._is_dead(follower, len(self._watched)):
+                self._inherit(follower)
+            else:
+                self._watched.append(follower)
+            if len(self._watched) == WATCHED:
+                break
+        if late > self._seconds or not self._watched or not set(before) <= set(self._watched):
+            self._storage.stat("job.json")  # which is gone when all others are, as the job is over
         self._look_again = self._clock() + NEWCOMERS * self._seconds
-        self._neighbour = ""
-        for neighbour in _after(self._nearby(), self._worker):
-            if not self._is_dead(neighbour):
-                self._neighbour = neighbour
-                return
-            self._inherit(neighbour)
 
     def _nearby(self) -> list[str]:
         """Return the workers whose names begin alike; all of them, where there are few."""
@@ -224,12 +236,13 @@ class Leases:
         return names
 
     def _inherit(self, worker: str) -> None:
-        """Line up what a dead worker held; only when it is leased again is the worker forgotten."""
+        """Line up what a dead worker held. Whoever inherits this one's finds it here, too."""
         with suppress(ValueError, TypeError):
             held = self._read(f"workers/{worker}").get("held", ())
-            self._found.extend((worker, Unit(*map(int, it))) for it in held)
-        if not self._found or self._found[-1][0] != worker:
-            self._storage.delete(f"workers/{worker}")
+            self._found.extend([Unit(*map(int, it)) for it in held])
+        if self._found:
+            self._show()
+        self._storage.delete(f"workers/{worker}")
 
     # --- blocks -------------------------------------------------------------------------------
 
@@ -284,30 +297,41 @@ class Leases:
         return None
 
     def _claim_found(self) -> Block | None:
-        worker, unit = self._found[0]
-        block = self._take(unit)
+        if self._clock() >= self._due:
+            self._show()
+        block = self._leased(self._found[0])
         self._found.popleft()
-        if not self._found or self._found[0][0] != worker:
-            self._storage.delete(f"workers/{worker}")
+        if not self._found:  # who else has taken some of it, is shown no more soon
+            self._due = self._clock()
         return block
 
     def _take(self, unit: Unit, *, again: bool = False) -> Block | None:
+        """Lease a unit, and show it. Returns its rows, unless another was faster."""
+        block = self._leased(unit, again=again)
+        if block is not None:
+            try:
+                self._show()
+            except OSError:  # the caller gets no block: its lease is one that nobody knows of
+                del self._held[unit.start]
+                raise
+        return block
+
+    def _leased(self, unit: Unit, *, again: bool = False) -> Block | None:
         """Create the next lease of a unit. Returns its rows, unless another was faster."""
-        generation = unit.generation + 1
+        following = _next(unit)
         lease = {
             "worker": self._worker,
             "lease_seconds": self._seconds,
             "since": self._now(),
             "again": again,
         }
-        name = self._lease(unit.start, generation)
+        name = self._lease(unit.start, following.generation)
         if unit.start in self._held or not self._storage.create(name, json.dumps(lease).encode()):
             return None
         if (stop := self._ledger.stop_of(unit.start)) is not None:
             self._mark(unit.start, stop)
             return None
-        self._held[unit.start] = Unit(unit.start, unit.stop, generation), self._clock()
-        self._show()
+        self._held[unit.start] = following, self._clock()
         return Block(unit.start, unit.stop)
 
     def _is_worth_a_race(self, lease: Mapping[str, Any]) -> bool:
@@ -386,6 +410,10 @@ class Leases:
 
     def _folder_of(self, start: int) -> str:
         return _folder(self._grid.cell_of(start) // CHUNK_CELLS)
+
+
+def _next(unit: Unit) -> Unit:
+    return unit._replace(generation=unit.generation + 1)
 
 
 def _folder(chunk: int) -> str:

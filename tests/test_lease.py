@@ -10,7 +10,7 @@ from cluster.storage import MemoryStorage
 
 from evmp import lease
 from evmp.grid import Block, Grid
-from evmp.lease import Leases
+from evmp.lease import CLOCK_LEASES, DEAD, Leases
 from evmp.ledger import Ledger
 
 SECONDS = 10.0
@@ -148,6 +148,57 @@ def test_blocks_of_a_dead_worker_go_to_its_neighbour_within_the_time(
     assert {other.claim(), other.claim()} == held
 
 
+def test_blocks_of_two_that_die_one_after_the_other_are_taken_over_within_the_time(
+    make: Make, time: Time
+) -> None:
+    """The nearest worker that watches one dies before it can see that this one is dead."""
+    alive, nearest, dead = make("a"), make("b"), make("c")
+    pass_seconds(time, SECONDS, alive, nearest, dead)
+    block = dead.claim()
+    died = time.now
+    pass_seconds(time, SECONDS / 2, alive, nearest)
+
+    while not alive.leases.has_found:
+        pass_seconds(time, 0.5, alive)
+
+    assert time.now - died < SECONDS
+    assert alive.claim() == block
+
+
+def test_worker_that_has_lived_long_sees_a_death_as_soon(make: Make, time: Time) -> None:
+    """It reads the storage's clock again, and not off what it has shown seconds ago."""
+    other, dead = make("a"), make("b")
+    pass_seconds(time, CLOCK_LEASES * SECONDS - 3, other, dead)
+    dead.claim()
+    other.claim()
+    died = time.now
+
+    while not other.leases.has_found:
+        pass_seconds(time, 0.5, other)
+
+    assert time.now - died <= DEAD * SECONDS + 0.5
+
+
+def test_what_was_found_outlives_who_has_found_it(make: Make, time: Time) -> None:
+    dead, heir, leaving, last = make("a"), make("b"), make("c"), make("d")
+    blocks = {dead.claim() for _ in range(5)}
+    pass_seconds(time, SECONDS, heir, leaving, last)
+    finders = [it for it in (heir, leaving, last) if it.leases.has_found]
+    assert len(finders) == 1  # those behind it have seen that it cares
+    taken = finders[0].claim()
+    others = [it for it in (heir, leaving, last) if it is not finders[0]]
+
+    pass_seconds(time, SECONDS, *others)
+
+    finder = next(it for it in others if it.leases.has_found)
+    assert {finder.claim() for _ in range(2)} < blocks
+    finder.leases.leave()
+    rest = next(it for it in others if it is not finder)
+    done = [block for _, block in drain(rest)]
+    assert blocks <= {*done} and taken in done
+    assert len(done) == len(GRID)
+
+
 def test_clocks_of_workers_are_not_compared(make: Make, time: Time) -> None:
     fast, slow = make("fast", skew=300), make("slow", skew=-86400)
     mine, yours = fast.claim(), slow.claim()
@@ -269,16 +320,17 @@ def test_idle_worker_races_a_slow_one_once(make: Make, time: Time) -> None:
     assert drain(idle, slow) == []
 
 
+@pytest.mark.parametrize("names", ["a", "ab"])
 def test_lost_answers_cost_time_and_no_rows(
-    make: Make, ledger: Ledger, storage: MemoryStorage, time: Time
+    make: Make, ledger: Ledger, storage: MemoryStorage, time: Time, names: str
 ) -> None:
     """Which leave a lease that its own worker does not know of."""
-    a, b = make("a"), make("b")
+    workers = [make(name) for name in names]
     n_done = 0
     for number in range(10_000):
-        if a.leases.is_complete and b.leases.is_complete:
+        if all(worker.leases.is_complete for worker in workers):
             break
-        for worker in (a, b):
+        for worker in workers:
             storage.n_lost = number % 3 == 0
             try:
                 worker.leases.renew()
@@ -292,6 +344,19 @@ def test_lost_answers_cost_time_and_no_rows(
         time.now += 0.5
 
     assert n_done == len(GRID)
+    assert sum(len(commit) for commit in ledger.commits()) == N_ROWS
+
+
+def test_block_is_not_lost_to_a_worker_that_could_not_show_it(
+    make: Make, ledger: Ledger, storage: MemoryStorage
+) -> None:
+    alone = make("a")
+    storage.n_answered = storage.n_lost = 1
+    with pytest.raises(OSError, match="answer was lost"):
+        alone.claim()
+
+    drain(alone)
+
     assert sum(len(commit) for commit in ledger.commits()) == N_ROWS
 
 

@@ -13,10 +13,10 @@ def requests_of_a_block(scenario: Scenario, outcome: Outcome) -> float:
 def check(scenario: Scenario, outcome: Outcome) -> None:
     """Make sure that nothing waited long, and that workers were in work."""
     assert outcome.n_deaths > 0
-    # Unless who should have noticed dies itself.
+    # Unless both die that should have noticed.
     waits = sorted(outcome.failover)
-    assert waits[len(waits) * 9 // 10] < scenario.lease_seconds
-    assert waits[-1] < 5 * scenario.lease_seconds
+    assert waits[len(waits) * 99 // 100] < scenario.lease_seconds
+    assert waits[-1] < 2 * scenario.lease_seconds
     assert outcome.oldest < 10 * (scenario.block_seconds + scenario.lease_seconds)
     assert outcome.seconds < 1.3 * outcome.ideal_seconds + 100
 

@@ -1,6 +1,6 @@
 """Thousands of workers and a million blocks, in simulated time.
 
-    python tests/cluster/simulation.py --workers 10000 --blocks 1000000
+    PYTHONPATH=tests python -m cluster.simulation --workers 10000 --blocks 1000000
 
 The workers' leases are the real ones, and so are the requests that they make; only what takes time
 is played: a block's computation, and each request's way to the storage and back.

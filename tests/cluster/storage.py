@@ -23,6 +23,7 @@ class MemoryStorage:
         requests: how many there were of each kind.
         is_reachable: whether requests are answered at all.
         n_lost: of so many of the next requests that make something the answer is lost.
+        n_answered: so many come before those, and are answered.
         is_stale: whether lists show what there was when that was set.
     """
 
@@ -33,7 +34,7 @@ class MemoryStorage:
         self._stale: dict[str, list[str]] | None = None
         self.requests: Counter[str] = Counter()
         self.is_reachable = True
-        self.n_lost = 0
+        self.n_lost = self.n_answered = 0
 
     @property
     def is_stale(self) -> bool:
@@ -119,6 +120,8 @@ class MemoryStorage:
 
     def _lose(self) -> None:
         """Fail although it was done, as where the answer was lost and nobody asks again."""
-        if self.n_lost:
+        if self.n_answered:
+            self.n_answered -= 1
+        elif self.n_lost:
             self.n_lost -= 1
             raise OSError("the answer was lost")
