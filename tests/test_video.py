@@ -712,6 +712,30 @@ def test_frames_behind_a_lost_b_frame_keep_their_numbers(codec: str) -> None:
         assert (pixels == frames[frame_id].to_ndarray(format="rgb24")).all()
 
 
+class Forgetful(OpenVideo):
+    """Loses the times of some packets, as formats may in which a time was sought."""
+
+    def packets(self, start: int | None = None) -> Iterator[Any]:
+        for i, packet in enumerate(super().packets(start)):
+            if i in (5, 6):
+                packet.pts = None
+            yield packet
+
+
+@pytest.mark.parametrize("decode_type", [1, 4])
+def test_frame_that_comes_without_its_time_is_lost(decode_type: int) -> None:
+    data = make_clip(12, "mpeg4", g=1)
+    index, (segment,) = planned(data, sample_fps=0, decode_type=decode_type)
+
+    with Forgetful(io.BytesIO(data), MAX_PIXELS) as video:
+        frames = Frames(video, decode_type, 0.0)
+        found = {it.frame_id for it in frames.read(segment) if it.frame is not None}
+
+    assert index.is_regular
+    assert found == {*range(12)} - {5, 6}
+    assert frames.damage == "a frame came without its time after 0.160 seconds"
+
+
 def test_one_frame_is_a_video() -> None:
     index, (segment,) = planned(make_clip(1))
 

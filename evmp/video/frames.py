@@ -192,6 +192,9 @@ class Frames:
                     self._note_damage(self._time(last), str(error))
                 continue
             for frame in frames:
+                if frame.pts is None and self._index.is_regular:
+                    self._note_damage(self._time(last), "a frame came without its time")
+                    continue
                 n_damaged, last = 0, frame.pts or last
                 yield frame
 
