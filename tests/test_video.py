@@ -46,6 +46,7 @@ CLIPS: dict[str, dict[str, Any]] = {
     "h264 refreshed bit by bit": {"g": 40, "bf": 0, "x264-params": "intra-refresh=1"},
     "h264 in a transport stream": {"format": "mpegts", "g": 40, "bf": 2},
     "h264 of 10 bit": {"pix_fmt": "yuv420p10le", "g": 40},
+    "h264 in FLV": {"format": "flv", "g": 40, "bf": 2},
     "h264 without timestamps": {"format": "h264", "g": 40, "bf": 2},
     "h264 in AVI": {"format": "avi", "g": 40, "bf": 2},
     "hevc": {"codec": "libx265", "x265-params": "keyint=40:open-gop=1:log-level=none"},
@@ -618,7 +619,9 @@ def test_cut_stream_says_where_it_ends() -> None:
     assert index.damage.startswith("the file ")
 
 
-@pytest.mark.parametrize("name", ["h264 with open groups", "vp9", "h264 in a transport stream"])
+@pytest.mark.parametrize(
+    "name", ["h264 with open groups", "vp9", "h264 in a transport stream", "h264 in FLV"]
+)
 def test_file_cut_anywhere_says_so(name: str) -> None:
     data, _ = clip_of(name)
     for part in range(2, 19):
@@ -647,6 +650,15 @@ def test_stream_that_was_written_live_claims_no_size() -> None:
 
     assert not planned(bytes(data))[0].damage
     assert not missing_end(io.BytesIO(bytes(data[:at])), "matroska,webm")
+
+
+def test_tags_of_a_muxer_that_counts_them_otherwise_prove_nothing() -> None:
+    data = bytearray(clip_of("h264 in FLV")[0])
+    first = 9 + 4
+    following = first + 11 + int.from_bytes(data[first + 1 : first + 4], "big")
+    data[following : following + 4] = bytes(4)
+
+    assert missing_end(io.BytesIO(data[:-1]), "flv") == ""
 
 
 def test_transport_stream_misses_the_packets_it_has_counted() -> None:
