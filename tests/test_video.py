@@ -18,7 +18,7 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
-from clip import HEIGHT, WIDTH, make_clip, picture
+from clip import HEIGHT, RATE, WIDTH, make_clip, picture
 from fieldclip import make_field_clip
 from PIL import Image
 
@@ -670,6 +670,21 @@ def test_transport_stream_misses_the_packets_it_has_counted() -> None:
     index, _ = planned(b"".join(packets))
 
     assert index.damage.startswith("something is missing after ")
+
+
+@pytest.mark.parametrize("later", [-5, 0, 4000])
+@pytest.mark.parametrize("n_frames", [57, 60])
+def test_packets_are_counted_anew_in_each_piece_that_was_joined(n_frames: int, later: int) -> None:
+    clip = {"format": "mpegts", "g": 20, "bf": 2}
+    pieces = [
+        make_clip(n_frames, pts=[10 * RATE + since + i for i in range(n_frames)], **clip)
+        for since in (0, n_frames + later * RATE)
+    ]
+
+    index, _ = planned(b"".join(pieces))
+
+    assert index.n_frames == 2 * n_frames
+    assert not index.damage
 
 
 def test_damage_in_the_middle_costs_the_frames_there() -> None:

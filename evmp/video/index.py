@@ -100,8 +100,8 @@ class _Packets:
         self._pts, self._dts, self._durations = array("q"), array("q"), array("q")
         self._is_key = bytearray()
         self.n_hidden = 0
-        self.broken = -1
-        """The first that is not whole, where there is one."""
+        self.broken = array("q")
+        """Which are not whole, or follow what is missing."""
 
     def __len__(self) -> int:
         return len(self._is_key)
@@ -111,8 +111,8 @@ class _Packets:
         self._pts.append(UNKNOWN if it.pts is None else it.pts)
         self._dts.append(UNKNOWN if it.dts is None else it.dts)
         self._durations.append(int(it.duration or 0))
-        if it.is_corrupt and self.broken < 0:
-            self.broken = len(self)
+        if it.is_corrupt:
+            self.broken.append(len(self))
         self._is_key.append(is_key)
 
     @property
@@ -202,14 +202,19 @@ def _read(video: OpenVideo, beat: Callable[[], object]) -> tuple[_Packets, str]:
         if not packets or len(packets) > MAX_FRAMES:
             raise
         damage = f"the file cannot be read after {len(packets)} frames: {error}"
-    return packets, _loss(packets, video) or damage or _cut(packets, video)
+    return packets, _loss(packets) or damage or _cut(packets, video)
 
 
-def _loss(packets: _Packets, video: OpenVideo) -> str:
-    """Say where the stream misses something; not at its end, nor where files are joined."""
-    if video.is_joined or not 0 <= packets.broken < len(packets) - 1:
-        return ""
-    return f"something is missing after {packets.broken} frames"
+def _loss(packets: _Packets) -> str:
+    """Say where the stream misses something; not at its end.
+
+    Counters start anew where pieces were joined, each of which begins with a keyframe, and FFmpeg
+    is a packet late to say so.
+    """
+    for place in packets.broken:
+        if place < len(packets) - 1 and not packets.is_key[place + 1 : place + 3].any():
+            return f"something is missing after {place} frames"
+    return ""
 
 
 def _cut(packets: _Packets, video: OpenVideo) -> str:
@@ -219,7 +224,8 @@ def _cut(packets: _Packets, video: OpenVideo) -> str:
         return f"the file ends after {n_frames} of {video.n_packets} frames"
     if how := video.missing_end:
         return f"the file ends after {n_frames} frames, {how}"
-    return f"the file ends within frame {packets.broken}" if packets.broken >= 0 else ""
+    is_last_broken = packets.broken[-1:] == array("q", [n_frames - 1])
+    return f"the file ends within frame {n_frames - 1}" if is_last_broken else ""
 
 
 def _has_halves(video: OpenVideo, beat: Callable[[], object]) -> bool:
