@@ -12,10 +12,12 @@ published already. A video that kills scouts is marked by the supervisor and bec
 from __future__ import annotations
 
 import math
+import os
 import pickle
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -30,9 +32,9 @@ from evmp.stage import HEARTBEAT_SECONDS, claims
 from evmp.video.container import OpenVideo, check_installed
 from evmp.video.footage import FootageOpener
 from evmp.video.index import index_of
-from evmp.video.segment import Segment, segments_of
+from evmp.video.segment import ENOUGH_FRAMES, Segment, segments_of
 from evmp.video.spool import Spool
-from evmp.video.task import FAILURE_BYTES, TROUBLES, Footage, Task, failure_of
+from evmp.video.task import FAILURE_BYTES, PIECE_BYTES, TROUBLES, Footage, Task, failure_of
 
 if TYPE_CHECKING:
     from evmp.job import Job
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 KEEP_BYTES: Final = 1 << 20  # memory that a slot may keep after a large payload
 NAMES: Final = ("video", "image")  # of the member of a JSON line that says where the video is
 ALL: Final = 1 << 32  # tasks of a row are fewer
+LEAST_PIECE_BYTES: Final = 64 << 10
 IDLE_LOOKS: Final = 10  # without a row, before an open batch is filled up
 
 
@@ -127,8 +130,8 @@ class Scout:
             if header.mark == Mark.ERROR:
                 raise DecodeError(str(payload, "utf-8"))
             footage, members = self._footage(r, header.kind, payload)
-            for it in self._planned(footage):
-                task = Task(r, keys, footage, members, it)
+            for planned, it in self._planned(footage):
+                task = Task(r, keys, planned, members, it)
                 yield task, it.n_items + it.is_last, it.is_last
         except TROUBLES as trouble:
             yield Task(r, keys, failure=failure_of(trouble)), 1, True
@@ -136,19 +139,33 @@ class Scout:
     def _beat(self) -> None:
         self._seat.enter(State.BUSY)
 
-    def _planned(self, footage: Footage) -> Iterator[Segment]:
+    def _planned(self, footage: Footage) -> Iterator[tuple[Footage, Segment]]:
         with (
             closing(self._opener.open(footage)) as file,
             OpenVideo(file, self._job.max_image_pixels) as video,
         ):
             index = index_of(video, self._beat)
+            size = file.seek(0, os.SEEK_END)
         if index.duration_seconds > self._job.max_video_seconds:
             raise DecodeError(
                 f"{index.duration_seconds:.2f} seconds exceed max_video_seconds "
                 f"{self._job.max_video_seconds:g}"
             )
         self._seat.add(Counter.MILLISECONDS, round(1000 * index.duration_seconds))
-        yield from segments_of(index, self._job, self._enough, self._most)
+        planned = replace(footage, piece_bytes=self._piece_bytes(size, index.n_frames))
+        for segment in segments_of(index, self._job, self._enough, self._most):
+            yield planned, segment
+
+    def _piece_bytes(self, size: int, n_frames: int) -> int:
+        """Return what a decoder is to fetch at once of a video, whose other segments others decode.
+
+        Args:
+            size: of the file, in bytes.
+        """
+        if self._job.preprocess_thread_num == 1:
+            return PIECE_BYTES
+        of_segment = size * ENOUGH_FRAMES // max(1, n_frames)
+        return min(max(of_segment // 2, LEAST_PIECE_BYTES), PIECE_BYTES)
 
     def _footage(
         self, r: int, kind: int, payload: memoryview

@@ -15,7 +15,8 @@ from test_remote_http import job_of
 
 from evmp.errors import DownloadError
 from evmp.remote import AnyRemote
-from evmp.video.footage import N_PIECES, PIECE_BYTES, Pieces, RangeFile
+from evmp.video.footage import KEPT_BYTES, Pieces, RangeFile
+from evmp.video.task import PIECE_BYTES
 
 BODY = os.urandom(PIECE_BYTES * 6 + 1234)
 
@@ -71,7 +72,27 @@ def test_file_of_a_web_server_is_read_in_pieces(
     assert file.seek(PIECE_BYTES - 3) == PIECE_BYTES - 3
     assert file.read(10) + file.read(7) == BODY[PIECE_BYTES - 3 : PIECE_BYTES + 7]
     assert file.tell() == PIECE_BYTES + 7
-    assert len(pieces._pieces) <= N_PIECES
+    assert len(pieces._pieces) <= KEPT_BYTES // PIECE_BYTES
+    small = Pieces(remote(), url, 1 << 30, piece_bytes=PIECE_BYTES // 16)
+    assert whole(small) == BODY
+    assert server.requests["/a.mp4"] > 7 + 6 * 16
+    assert len(small._pieces) <= 16 * KEPT_BYTES // PIECE_BYTES
+
+
+class Stingy(Answer):
+    """Gives less than is asked for, as a server may."""
+
+    def asked_for(self, span: str) -> Answer:
+        first, last = map(int, span.removeprefix("bytes=").split("-"))
+        return super().asked_for(f"bytes={first}-{min(last, first + 700_000)}")
+
+
+def test_server_that_gives_less_is_asked_for_the_rest(
+    server: HttpServer, remote: Callable[..., AnyRemote]
+) -> None:
+    url = server.put("/a.mp4", Stingy(BODY, has_parts=True))
+
+    assert whole(Pieces(remote(), url, 1 << 30)) == BODY
 
 
 def test_object_of_oss_is_read_in_pieces(oss: OssServer, remote: Callable[..., AnyRemote]) -> None:

@@ -14,14 +14,15 @@ from evmp.payload import open_regular, unreadable
 from evmp.remote import AnyRemote, Piece, Remote
 from evmp.source.location import shown
 from evmp.value import mask
+from evmp.video.task import PIECE_BYTES
 
 if TYPE_CHECKING:
     from evmp.job import Job
     from evmp.video.spool import Spool
     from evmp.video.task import Footage
 
-PIECE_BYTES: Final = 2 << 20
-N_PIECES: Final = 4  # of a file, kept: what is read hops between a container's index and its frames
+# Of a file, in memory: what is read hops between a container's index and its frames.
+KEPT_BYTES: Final = 4 * PIECE_BYTES
 
 
 class FootageOpener:
@@ -45,7 +46,8 @@ class FootageOpener:
         """
         limit = self._job.max_video_bytes
         if footage.url:
-            pieces = Pieces(self._remote, footage.url, limit, self._beat)
+            at_once = footage.piece_bytes
+            pieces = Pieces(self._remote, footage.url, limit, self._beat, at_once)
             return cast(BinaryIO, RangeFile(pieces.size, pieces.read))
         if footage.path:
             fd, size = open_regular(footage.path, limit, "max_video_bytes")
@@ -110,12 +112,19 @@ class Pieces:
         location: of the file.
         limit: bytes that it may have.
         beat: called whenever a piece has come.
+        piece_bytes: of a piece.
     """
 
     def __init__(
-        self, remote: Remote, location: str, limit: int, beat: Callable[[], object] = lambda: None
+        self,
+        remote: Remote,
+        location: str,
+        limit: int,
+        beat: Callable[[], object] = lambda: None,
+        piece_bytes: int = PIECE_BYTES,
     ) -> None:
         self._remote, self._location, self._beat = remote, location, beat
+        self._piece_bytes, self._n_kept = piece_bytes, KEPT_BYTES // piece_bytes
         self._pieces: OrderedDict[int, Piece] = OrderedDict()
         first = self._piece(0)
         self.size, self._version = first.size, first.version
@@ -128,7 +137,7 @@ class Pieces:
         Raises:
             DownloadError: they cannot be had, or the file has changed since it was opened.
         """
-        piece = self._piece(start // PIECE_BYTES)
+        piece = self._piece(start // self._piece_bytes)
         if (piece.size, piece.version) != (self.size, self._version):
             raise DownloadError(f"{self._name}: the file has changed while it was read")
         data = piece.data[start - piece.start : stop - piece.start]
@@ -144,19 +153,29 @@ class Pieces:
         if number in self._pieces:
             self._pieces.move_to_end(number)
             return self._pieces[number]
-        start = number * PIECE_BYTES
-        try:
-            piece = self._remote.fetch_piece(self._location, start, start + PIECE_BYTES)
-        except DownloadError as error:
-            raise DownloadError(f"{self._name}: {error}") from None
-        self._beat()
+        start = number * self._piece_bytes
+        piece = self._fetch(start, start + self._piece_bytes)
+        stop = min(start + self._piece_bytes, piece.size)
+        while piece.data and (at := piece.start + len(piece.data)) < stop:  # a server may give less
+            more = self._fetch(at, stop)
+            if not more.data or more[2:] != piece[2:]:
+                break
+            piece = piece._replace(data=piece.data + more.data)
         if len(piece.data) == piece.size:  # all of it, whatever was asked for
-            n_pieces = max(1, -(-piece.size // PIECE_BYTES))
+            n_pieces = max(1, -(-piece.size // self._piece_bytes))
             self._pieces = OrderedDict.fromkeys(range(n_pieces), piece)
             return piece
         self._pieces[number] = piece
-        while len(self._pieces) > N_PIECES:
+        while len(self._pieces) > self._n_kept:
             self._pieces.popitem(last=False)
+        return piece
+
+    def _fetch(self, start: int, stop: int) -> Piece:
+        try:
+            piece = self._remote.fetch_piece(self._location, start, stop)
+        except DownloadError as error:
+            raise DownloadError(f"{self._name}: {error}") from None
+        self._beat()
         return piece
 
 

@@ -19,6 +19,7 @@ from evmp.ring import Header, Ring
 if TYPE_CHECKING:
     from evmp.video.segment import Segment
 
+PIECE_BYTES: Final = 2 << 20
 TROUBLES: Final = (FetchError, DownloadError, DecodeError)
 """What may be wrong with a video."""
 FAILURE_BYTES: Final = 1 << 12  # of a row, that a task leaves for what give_up adds
@@ -33,12 +34,14 @@ class Footage:
         url: of one elsewhere.
         cell: its number in the spool.
         n_bytes: of one in the spool.
+        piece_bytes: of one elsewhere, to fetch at once.
     """
 
     path: str = ""
     url: str = ""
     cell: int = -1
     n_bytes: int = 0
+    piece_bytes: int = PIECE_BYTES
 
 
 @dataclass(frozen=True, slots=True)
