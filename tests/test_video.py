@@ -25,6 +25,7 @@ from PIL import Image
 from evmp.errors import DecodeError
 from evmp.job import Job
 from evmp.plan import choose_block_rows
+from evmp.video import container
 from evmp.video.container import OpenVideo
 from evmp.video.ending import missing_end
 from evmp.video.frames import Frames
@@ -503,6 +504,17 @@ def playlists() -> Iterator[tuple[str, bytes]]:
 def test_what_is_no_video_is_refused(data: bytes) -> None:
     with pytest.raises(DecodeError, match="not a video"):
         opened(data)
+
+
+def test_nothing_that_a_file_refers_to_is_opened_whatever_its_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.ts").write_bytes(make_clip(5, "libx264", "mpegts"))
+    monkeypatch.setattr(container, "FORMATS", (*container.FORMATS, "concat"))
+
+    with pytest.raises(DecodeError, match="not a video: invalid argument"):
+        opened(b"ffconcat version 1.0\nfile other.ts\n")
 
 
 def several(*kinds: str) -> bytes:
