@@ -685,9 +685,8 @@ def test_transport_stream_misses_the_packets_it_has_counted() -> None:
 
 
 @pytest.mark.parametrize("later", [-5, 0, 4000])
-@pytest.mark.parametrize("n_frames", [57, 60])
-def test_packets_are_counted_anew_in_each_piece_that_was_joined(n_frames: int, later: int) -> None:
-    clip = {"format": "mpegts", "g": 20, "bf": 2}
+def test_packets_are_counted_anew_in_each_piece_that_was_joined(later: int) -> None:
+    n_frames, clip = 60, {"format": "mpegts", "g": 20, "bf": 2}
     pieces = [
         make_clip(n_frames, pts=[10 * RATE + since + i for i in range(n_frames)], **clip)
         for since in (0, n_frames + later * RATE)
