@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 from clip import make_clip
@@ -13,9 +13,13 @@ from jobfolder import JobFolder
 from ossserver import KEY_ID, KEY_SECRET, OssServer, serving_oss
 from test_remote_http import job_of
 
-from evmp.errors import DownloadError
+from evmp.errors import DecodeError, DownloadError
 from evmp.remote import AnyRemote
+from evmp.video.container import OpenVideo
 from evmp.video.footage import KEPT_BYTES, Pieces, RangeFile
+from evmp.video.frames import Frames
+from evmp.video.index import index_of
+from evmp.video.segment import segments_of
 from evmp.video.task import PIECE_BYTES
 
 BODY = os.urandom(PIECE_BYTES * 6 + 1234)
@@ -93,6 +97,22 @@ def test_server_that_gives_less_is_asked_for_the_rest(
     url = server.put("/a.mp4", Stingy(BODY, has_parts=True))
 
     assert whole(Pieces(remote(), url, 1 << 30)) == BODY
+
+
+def test_failure_in_mid_file_is_told_once(
+    server: HttpServer, remote: Callable[..., AnyRemote], capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = make_clip(300)
+    parts = Answer(data, has_parts=True)
+    for n_good in (1, 2, 5):
+        url = server.put(f"/{n_good}.mp4", *[parts] * n_good, Answer(status=404))
+        pieces = Pieces(remote(), url, 1 << 30, piece_bytes=len(data) // 10)
+        file = cast(BinaryIO, RangeFile(pieces.size, pieces.read))
+        with pytest.raises((DownloadError, DecodeError)), OpenVideo(file, 1 << 20) as video:
+            assert not index_of(video).damage
+            list(Frames(video, 4, 0.0).read(*segments_of(index_of(video), job_of(), None)))
+
+    assert "dropped" not in capfd.readouterr().err
 
 
 def test_object_of_oss_is_read_in_pieces(oss: OssServer, remote: Callable[..., AnyRemote]) -> None:

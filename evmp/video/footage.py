@@ -73,7 +73,7 @@ class RangeFile(io.RawIOBase):
         release: Callable[[], object] = lambda: None,
     ) -> None:
         self._size, self._read, self._release = size, read, release
-        self._position = 0
+        self._position, self._has_failed = 0, False
 
     def readable(self) -> bool:
         return True
@@ -90,11 +90,18 @@ class RangeFile(io.RawIOBase):
         return self._position
 
     def read(self, size: int = -1) -> bytes:
-        """Return up to `size` bytes, none at the end. Raises what the given `read` does."""
+        """Return up to `size` bytes, none at the end. Raises what the given `read` does, once.
+
+        Behind a failure is the end: libav goes on to read, and PyAV prints what it raises then.
+        """
         stop = self._size if size < 0 else min(self._position + size, self._size)
-        if self._position >= stop:
+        if self._position >= stop or self._has_failed:
             return b""
-        data = self._read(self._position, stop)
+        try:
+            data = self._read(self._position, stop)
+        except BaseException:
+            self._has_failed = True
+            raise
         self._position += len(data)
         return data
 
