@@ -41,12 +41,25 @@ crc64 = crcmod.mkCrcFun(0x142F0E1EBA9EA3693, initCrc=0, xorOut=0xFFFFFFFFFFFFFFF
 Fault = str | int
 """A status; `flip`, `cut`, which change the body of an answer whose announced length and CRC stay;
 `reset`, before anything is done; `lose`, when it is done: the answer does not come; `tear`: it is
-reset in its midst; `stall`: nothing more comes in its midst."""
+reset in its midst; `stall`: nothing more comes in its midst; `delay` and `late`: all is done, and
+the answer comes a little later, or so late that a client may not wait for it."""
 FAULTS: dict[Fault, Callable[[bytes], bytes]] = {
     "flip": lambda body: bytes([body[0] ^ 1]) + body[1:] if body else body,
     "cut": lambda body: body[: len(body) // 2],
 }
-TROUBLES: tuple[Fault, ...] = (429, 500, 503, "reset", "lose", "flip", "cut", "tear")
+TROUBLES: tuple[Fault, ...] = (
+    429,
+    500,
+    503,
+    "reset",
+    "lose",
+    "flip",
+    "cut",
+    "tear",
+    "delay",
+    "late",
+)
+DELAY_SECONDS = 0.2
 CODES = {429: "QpsLimitExceeded", 500: "InternalError", 503: "SlowDown", 403: "AccessDenied"}
 
 
@@ -110,6 +123,7 @@ class OssServer(ThreadingHTTPServer):
         self.tokens: dict[str, str] = {}  # by the ids of temporary keys
         self.skew = 0.0  # seconds that its clock is ahead
         self.page = 1000  # the most keys that a list has
+        self.late = 2.0  # seconds until a late answer comes
         self.unlisted = 0.0  # seconds for which lists do not show new objects
         self.objects: dict[str, dict[str, bytes]] = {}
         self.about: dict[tuple[str, str], About] = {}
@@ -138,13 +152,14 @@ class OssServer(ThreadingHTTPServer):
         return time.time() + self.skew - self.describe(bucket, key).modified < self.unlisted
 
     def fail(self, key: str, *faults: Fault) -> None:
-        """Let the next requests for an object fail."""
+        """Let the next requests for an object fail, or for those in a folder, whose key has a /."""
         self.faults[key] = list(faults)
 
     def fault_of(self, key: str) -> Fault:
         """Return how the next request for an object fails; 0 if it does not."""
-        if self.faults.get(key):
-            return self.faults[key].pop(0)
+        for name in (key, key[: key.rfind("/") + 1]):
+            if self.faults.get(name):
+                return self.faults[name].pop(0)
         if self.trouble and self.trouble[0].random() < self.trouble[1]:
             return self.trouble[0].choice(TROUBLES)
         return 0
@@ -237,6 +252,8 @@ class Handler(BaseHTTPRequestHandler):
     def _send(self, status: int, body: bytes = b"", headers: Mapping[str, str] = {}) -> None:
         if self.fault == "lose":
             raise Gone
+        if self.fault in ("delay", "late"):
+            self.server.is_closed.wait(DELAY_SECONDS if self.fault == "delay" else self.server.late)
         sent = FAULTS[self.fault](body) if self.fault in FAULTS else body
         self.send_response(status)
         self.send_header("x-oss-request-id", "0123456789")

@@ -65,6 +65,7 @@ def test_rows_of_mixed_values_are_exact_through_faults_and_kills(
     job.write(
         **{**CUSTOM, "output_oss_file": "oss://results/mixed.jsonl", "ossHost": oss.endpoint},
         allow_private_hosts=True,
+        read_timeout_seconds=1,
         num_worker=2,
         block_rows=16,
         download_concurrency=4,

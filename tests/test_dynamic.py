@@ -150,7 +150,7 @@ def test_machines_share_a_job_on_oss(
     """Also where lists are of an earlier moment; then a hint may stay."""
     monkeypatch.setenv("OSS_ACCESS_KEY_ID", KEY_ID)
     monkeypatch.setenv("OSS_ACCESS_KEY_SECRET", KEY_SECRET)
-    monkeypatch.setattr("ossserver.TROUBLES", (500, 503, "reset", "lose"))
+    monkeypatch.setattr("ossserver.TROUBLES", (500, 503, "reset", "lose", "late"))
     machines = [open_job.path / name for name in ("tmp1", "tmp2")]  # they share nothing else
     for machine in machines:
         machine.mkdir()
@@ -159,6 +159,7 @@ def test_machines_share_a_job_on_oss(
         server.skew, server.trouble = 300.0, (random.Random(1), 0.02)
         server.unlisted = unlisted
         place = f"-DossHost={server.endpoint}", "-Doutput_oss_file=oss://out/result.jsonl"
+        place += ("-Dread_timeout_seconds=1",)  # a late answer comes when the lease is over
         working = [open_job.start(*place, env={"TMPDIR": str(machine)}) for machine in machines]
         for process in working:
             _, errors = process.communicate(timeout=SECONDS)

@@ -108,6 +108,7 @@ def test_everything_may_be_in_another_bucket_among_faults_and_a_kill(
         output_oss_file="oss://out/out.jsonl",
         ossHost=oss.endpoint,
         download_retries=5,
+        read_timeout_seconds=1,
     )
     oss.trouble = (Random(1), 0.02)
 

@@ -85,6 +85,7 @@ def test_job_on_oss_comes_to_its_end_through_faults_and_kills(
         "ossHost": server.endpoint,
         "block_rows": 4,
         "batch_size": 4,
+        "read_timeout_seconds": 1,
     }
     job.write(**keys)
     server.trouble = Random(1), 0.02
