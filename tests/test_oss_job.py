@@ -145,3 +145,24 @@ def test_two_commands_of_one_job_do_no_harm(
     )
     assert sorted(server.objects["out"]) == ["r.jsonl", "r.jsonl.evmp.json"]
     assert [list(machine.iterdir()) for machine in machines] == [[], []]
+
+
+def test_second_worker_of_one_number_costs_time_and_no_rows(
+    job: JobFolder, server: OssServer, rows_of: list[dict[str, Any]]
+) -> None:
+    job.write(output_oss_file="oss://out/twice.jsonl", ossHost=server.endpoint, block_rows=4)
+    machines = [job.path / name for name in ("tmp1", "tmp2", "tmp3")]  # where no lock is shared
+    for machine in machines:
+        machine.mkdir()
+
+    workers = [
+        job.start("--worker", worker, env={"TMPDIR": str(machine)})
+        for worker, machine in zip(("0/2", "0/2", "1/2"), machines, strict=True)
+    ]
+    for process in workers:
+        _, errors = process.communicate(timeout=SECONDS)
+        assert process.returncode == 0, errors
+
+    lines = server.objects["out"]["twice.jsonl"].splitlines()
+    assert [json.loads(line) for line in lines] == rows_of
+    assert sorted(server.objects["out"]) == ["twice.jsonl", "twice.jsonl.evmp.json"]
