@@ -189,9 +189,8 @@ def open_ledger(job: Job, place: str) -> Ledger:
         uri = os.path.join(job.staging, os.path.basename(place))
     if not scheme(uri):
         return Ledger(Path(uri).absolute())
-    scratch = Path(
-        tempfile.gettempdir(), f"evmp-{os.getuid()}-{sha256(uri.encode()).hexdigest()[:16]}"
-    )
+    digest = sha256(f"{uri} {job.ossHost}".encode()).hexdigest()[:16]
+    scratch = Path(tempfile.gettempdir(), f"evmp-{os.getuid()}-{digest}")
     return Ledger(scratch, open_storage(uri, job, scratch / "tmp"))
 
 
