@@ -38,8 +38,8 @@ def whole(undisturbed_job: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def long_whole(undisturbed_job: Callable[..., Path]) -> Path:
-    """The folder of a job that takes half a minute of a CPU, which one command has done."""
-    return undisturbed_job(N_ROWS, steps=20_000, block_rows=4)
+    """The folder of a job that takes a minute of a CPU, which one command has done."""
+    return undisturbed_job(N_ROWS, steps=40_000, block_rows=4)
 
 
 class Submission:
